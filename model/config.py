@@ -1,0 +1,201 @@
+"""The architecture as data: frozen dataclasses, and the checks that no tensor can make.
+
+A choice is a dataclass with a `name` and the fields of that variant. Nothing here imports JAX, so a
+configuration is read, changed and refused without starting an accelerator.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+VOCAB_MULTIPLE = 128  # the stored vocabulary is rounded up to this, whatever the mesh
+
+ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu")
+NORMS = ("layernorm", "rmsnorm")
+PLACEMENTS = ("pre", "post", "both")
+DTYPES = ("float32", "bfloat16")
+REMAT = ("none", "full", "dots", "dots_no_batch")
+ATTENTION_KERNELS = ("auto", "reference")
+
+
+@dataclass(frozen=True)
+class Attention:
+    num_heads: int = 8
+    num_kv_heads: int | None = None  # None: one per query head; fewer: grouped-query attention
+    head_dim: int | None = None  # None: embed_dim / num_heads
+    qkv_bias: bool = False
+    output_bias: bool = False
+    qk_norm: bool = False  # RMSNorm over each query and key head
+    scale: float | None = None  # multiplies the scores; None: head_dim ** -0.5
+    soft_cap: float | None = None  # cap * tanh(score / cap); None: no cap
+    dropout: float = 0.0  # on the attention probabilities
+    kernel: str = "auto"  # which function of model/ops/attention.py computes it
+
+
+@dataclass(frozen=True)
+class FeedForward:
+    hidden_dim: int = 2048
+    activation: str = "silu"  # gelu (erf), gelu_tanh, relu, silu
+    gated: bool = True  # activation(x W_gate) * (x W_up)
+    bias: bool = False
+
+
+@dataclass(frozen=True)
+class Norm:
+    name: str = "rmsnorm"  # layernorm, rmsnorm
+    placement: str = "pre"  # pre, post, both (before and after each sublayer)
+    epsilon: float = 1e-5
+    bias: bool = False  # layernorm only
+    unit_offset: bool = False  # multiplies by 1 + scale (Gemma), the scale starting at 0
+
+
+@dataclass(frozen=True)
+class LearnedPositions:
+    name: str = "learned"
+    length: int = 1024  # rows of the table; longer contexts are refused
+
+
+@dataclass(frozen=True)
+class RotaryPositions:
+    name: str = "rotary"  # base and scaling stand in each entry of the layer pattern
+
+
+@dataclass(frozen=True)
+class NoPositions:
+    name: str = "none"
+
+
+@dataclass(frozen=True)
+class NoScaling:
+    name: str = "none"
+
+
+@dataclass(frozen=True)
+class LinearScaling:
+    """Position interpolation (Chen et al. 2023): positions are divided by `factor`."""
+
+    name: str = "linear"
+    factor: float = 1.0
+
+
+@dataclass(frozen=True)
+class Llama3Scaling:
+    """Llama 3.1's rule: long wavelengths are divided by `factor`, short ones kept, a ramp between."""
+
+    name: str = "llama3"
+    factor: float = 8.0
+    low_frequency_factor: float = 1.0
+    high_frequency_factor: float = 4.0
+    original_length: int = 8192  # tokens
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One entry of the repeating layer pattern."""
+
+    window: int | None = None  # keys a query sees, itself included; None: all before it
+    rotary_base: float = 10_000.0
+    rotary_scaling: NoScaling | LinearScaling | Llama3Scaling = NoScaling()
+
+
+@dataclass(frozen=True)
+class Initialization:
+    kernel_std: float | None = 0.02  # None: fan_in ** -0.5
+    embedding_std: float = 0.02
+    position_std: float = 0.01
+    head_std: float | None = None  # None: 0.5 * embed_dim ** -0.5, an initial loss of ln V + 1/8
+    scale_residual: bool = False  # output projections times (2 * num_layers) ** -0.5 (GPT-2)
+
+
+@dataclass(frozen=True)
+class Model:
+    vocab_size: int = 4096  # ids the model may read and predict
+    num_layers: int = 4
+    embed_dim: int = 256
+    attention: Attention = Attention()
+    feed_forward: FeedForward = FeedForward()
+    norm: Norm = Norm()
+    positions: LearnedPositions | RotaryPositions | NoPositions = RotaryPositions()
+    pattern: tuple[Layer, ...] = field(default=(Layer(),))  # repeated until num_layers
+    tied_head: bool = True  # logits from the transposed token embedding
+    head_bias: bool = False
+    embedding_scale: float | None = None  # multiplies the embeddings; Gemma: embed_dim ** 0.5
+    logit_soft_cap: float | None = None
+    dropout: float = 0.0  # on embeddings and on each sublayer's output
+    init: Initialization = Initialization()
+    dtype: str = "float32"  # of the computation; parameters, softmax, norms, loss are float32
+    remat: str = "none"  # what the backward pass computes again: none, full, dots, dots_no_batch
+    unroll: int = 1  # periods of the pattern compiled side by side; changes no number of the model
+
+    @property
+    def padded_vocab_size(self) -> int:
+        return -(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
+    @property
+    def head_dim(self) -> int:
+        return self.attention.head_dim or self.embed_dim // self.attention.num_heads
+
+    @property
+    def num_kv_heads(self) -> int:
+        return self.attention.num_kv_heads or self.attention.num_heads
+
+    @property
+    def max_length(self) -> int | None:
+        """Longest context in tokens, or None where positions set no bound."""
+        return self.positions.length if isinstance(self.positions, LearnedPositions) else None
+
+
+def check(config: Model) -> list[tuple[str, str]]:
+    """What no single field's type can refuse, as (key below `model`, clash) pairs; empty when sound."""
+    attention, problems = config.attention, []
+
+    def refuse(bad: bool, key: str, clash: str):
+        if bad:
+            problems.append((key, clash))
+
+    for key, value in (
+        ("vocab_size", config.vocab_size),
+        ("num_layers", config.num_layers),
+        ("embed_dim", config.embed_dim),
+        ("attention.num_heads", attention.num_heads),
+        ("feed_forward.hidden_dim", config.feed_forward.hidden_dim),
+        ("unroll", config.unroll),
+    ):
+        refuse(value < 1, key, f"is {value}, must be at least 1")
+    for key, value, choices in (
+        ("attention.kernel", attention.kernel, ATTENTION_KERNELS),
+        ("feed_forward.activation", config.feed_forward.activation, ACTIVATIONS),
+        ("norm.name", config.norm.name, NORMS),
+        ("norm.placement", config.norm.placement, PLACEMENTS),
+        ("dtype", config.dtype, DTYPES),
+        ("remat", config.remat, REMAT),
+    ):
+        refuse(value not in choices, key, f"is {value!r}, must be one of {', '.join(choices)}")
+    for key, value in (("dropout", config.dropout), ("attention.dropout", attention.dropout)):
+        refuse(not 0 <= value < 1, key, f"is {value}, must be at least 0 and below 1")
+    refuse(not config.pattern, "pattern", "is empty, must hold at least one layer")
+    for index, layer in enumerate(config.pattern):
+        window = layer.window
+        refuse(window is not None and window < 1, f"pattern.{index}.window", f"is {window}, must be at least 1")
+    if problems:
+        return problems
+    kv_heads = attention.num_kv_heads
+    refuse(
+        attention.head_dim is None and config.embed_dim % attention.num_heads != 0,
+        "attention.num_heads",
+        f"is {attention.num_heads}, which does not divide embed_dim {config.embed_dim}; "
+        "choose a divisor or set attention.head_dim",
+    )
+    refuse(
+        kv_heads is not None and (kv_heads < 1 or attention.num_heads % kv_heads != 0),
+        "attention.num_kv_heads",
+        f"is {kv_heads}, which does not divide num_heads {attention.num_heads}",
+    )
+    refuse(
+        isinstance(config.positions, RotaryPositions) and config.head_dim % 2 != 0,
+        "attention.head_dim",
+        f"is {config.head_dim}; rotary positions turn pairs, so it must be even",
+    )
+    refuse(config.norm.bias and config.norm.name == "rmsnorm", "norm.bias", "is true, but rmsnorm has no bias")
+    return problems
+
