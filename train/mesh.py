@@ -1,0 +1,245 @@
+"""Where arrays live: a named mesh, a table from logical axes to mesh axes, and one function between them.
+
+Everything is resolved before compiling, by `spec`, which raises; Flax's own logical rules are not used, since
+they are silent where a name is misspelt.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from data.errors import ConfigError
+from model.parameters import path_name
+from train import config as cfg
+
+Rules = Mapping[str, str | tuple[str, ...] | None]
+
+AXES = ("data", "fsdp", "tensor")  # outermost first: neighbours on the last talk most
+
+# Logical axis -> the mesh axes that divide it. Fully sharded data parallelism (`fsdp`) divides parameters on
+# their embedding axis and the batch on its rows; `tensor` divides heads, hidden units and vocabulary.
+RULES: Rules = {
+    "batch": ("data", "fsdp"),
+    "length": None,
+    "layers": None,
+    "embed": "fsdp",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "head_dim": None,
+    "hidden": "tensor",
+    "vocab": "tensor",
+    "positions": None,
+    "norm": None,
+    "activation_embed": None,
+    "activation_heads": "tensor",
+    "activation_kv_heads": "tensor",
+    "activation_hidden": "tensor",
+    "activation_vocab": "tensor",
+}
+
+
+def make_mesh(config: cfg.Mesh, devices=None) -> Mesh:
+    """The mesh of `config` over `devices` (None: all of the run's, in JAX's order), all of them used.
+
+    Raises ConfigError where the axes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    sizes = _sizes(config, len(devices))
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def _sizes(config: cfg.Mesh, count: int) -> tuple[int, ...]:
+    sizes = [vars(config)[axis] for axis in AXES]
+    asked = ", ".join(f"mesh.{axis} {size}" for axis, size in zip(AXES, sizes, strict=True))
+    open_axes = [index for index, size in enumerate(sizes) if size == -1]
+    if len(open_axes) > 1 or any(size < 1 and size != -1 for size in sizes):
+        raise ConfigError(f"{asked}: sizes are at least 1, and -1 (the rest) stands on at most one axis.")
+    product = math.prod(size for size in sizes if size != -1)
+    if open_axes and count % product == 0:
+        sizes[open_axes[0]] = count // product
+    elif open_axes or product != count:
+        wanted = f"a multiple of {product}" if open_axes else f"{product}"
+        raise ConfigError(
+            f"{asked} ask for {wanted} devices, and there are {count}: choose sizes whose product is "
+            f"{count}, or -1 (the rest) for one of them."
+        )
+    return tuple(sizes)
+
+
+def mesh_axes(name: str, rules: Rules) -> tuple[str, ...]:
+    """The mesh axes that divide logical axis `name`; ValueError where no rule names it."""
+    if name not in rules:
+        near = get_close_matches(name, rules, n=1, cutoff=0.0)[0]
+        raise ValueError(f"logical axis {name!r} has no rule; the nearest name that has one is {near!r}")
+    axes = rules[name]
+    return () if axes is None else (axes,) if isinstance(axes, str) else axes
+
+
+def spec(
+    names: tuple[str, ...], rules: Rules, mesh: Mesh, shape: tuple[int, ...] | None = None
+) -> PartitionSpec:
+    """The partition of an array whose axes have these logical names, one entry an axis.
+
+    Raises ValueError on a name without a rule, a rule for an axis that the mesh lacks, a mesh axis used
+    twice, a rank that differs from `shape`'s; ConfigError on a dimension of `shape` that does not divide.
+    """
+    if shape is not None and len(shape) != len(names):
+        raise ValueError(f"shape {shape} has {len(shape)} axes, but {len(names)} are named: {names}")
+    used, entries = {}, []
+    for name in names:
+        axes = mesh_axes(name, rules)
+        for axis in axes:
+            if axis not in mesh.shape:
+                raise ValueError(
+                    f"logical axis {name!r} goes to {axis!r}, which is none of {tuple(mesh.shape)}"
+                )
+            if axis in used:
+                raise ValueError(f"mesh axis {axis!r} divides both {used[axis]!r} and {name!r} of {names}")
+            used[axis] = name
+        entries.append(axes[0] if len(axes) == 1 else axes or None)
+    if shape is not None:
+        clashes = undivided(names, shape, rules, mesh)
+        if clashes:
+            raise ConfigError(f"an array {_shape(shape)} does not fit the mesh: {'; '.join(clashes)}.")
+    return PartitionSpec(*entries)
+
+
+def undivided(names: tuple[str, ...], shape: tuple[int, ...], rules: Rules, mesh: Mesh) -> list[str]:
+    """Each dimension that its mesh axes do not divide, in words; empty when all divide."""
+    clashes = []
+    for name, size in zip(names, shape, strict=True):
+        axes = mesh_axes(name, rules)
+        parts = math.prod(mesh.shape[axis] for axis in axes)
+        if size % parts:
+            clashes.append(f"{name} {size} does not divide by mesh.{' x mesh.'.join(axes)} = {parts}")
+    return clashes
+
+
+def constrainer(rules: Rules, mesh: Mesh | None) -> Callable:
+    """`constrain(x, names)`: x, held to the sharding of its axes. Without a mesh it only checks the names."""
+
+    def check(x, names):
+        for name in names:
+            mesh_axes(name, rules)
+        return x
+
+    def constrain(x, names):
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec(names, rules, mesh, x.shape)))
+
+    return check if mesh is None else constrain
+
+
+def param_shardings(declarations, rules: Rules, mesh: Mesh):
+    """A NamedSharding for each declared parameter, tree for tree."""
+
+    def sharding(declaration):
+        return NamedSharding(mesh, spec(declaration.axes, rules, mesh, declaration.shape))
+
+    return jax.tree.map(sharding, declarations)
+
+
+def state_shardings(abstract_state, declarations, rules: Rules, mesh: Mesh):
+    """A NamedSharding for each leaf of a state, whose fields hold trees of parameters or of optimizer states.
+
+    A leaf at or below a parameter's path in its field (`params`, `frozen`, `ema`, `opt_state`) lies as the
+    parameter does if it has its shape; everything else is on every device. `abstract_state` is a tree of
+    arrays or ShapeDtypeStructs; `declarations` has trained and frozen parameters.
+    """
+    replicated = NamedSharding(mesh, PartitionSpec())
+    leaves, _ = jax.tree_util.tree_flatten_with_path(declarations)
+    declared = {path_name(path): declaration for path, declaration in leaves}
+
+    def sharding(path, leaf):
+        keys = path_name(path).split("/")[1:]
+        for length in range(1, len(keys) + 1):
+            name = "/".join(keys[:length])
+            if name in declared and declared[name].shape == leaf.shape:
+                return NamedSharding(mesh, spec(declared[name].axes, rules, mesh, leaf.shape))
+        return replicated
+
+    return jax.tree_util.tree_map_with_path(sharding, abstract_state)
+
+
+def batch_shardings(batch_spec: Mapping, rules: Rules, mesh: Mesh) -> dict[str, NamedSharding]:
+    """A NamedSharding for each key of an objective's `{key: (shape, dtype, logical axes)}`."""
+    return {
+        key: NamedSharding(mesh, spec(axes, rules, mesh, shape))
+        for key, (shape, _, axes) in batch_spec.items()
+    }
+
+
+def check_mesh(declarations, rows: int, rules: Rules, mesh: Mesh) -> None:
+    """Refuse, before anything compiles, what does not divide: `rows` of a micro-batch and every parameter.
+
+    Raises ConfigError with one sentence for each clash, naming the parameters that share it.
+    """
+    clashes: dict[str, list[str]] = {}
+    for clash in undivided(("batch",), (rows,), rules, mesh):
+        clashes[clash] = ["rows of a micro-batch"]
+    for path, declaration in jax.tree_util.tree_flatten_with_path(declarations)[0]:
+        for clash in undivided(declaration.axes, declaration.shape, rules, mesh):
+            clashes.setdefault(clash, []).append(path_name(path))
+    if clashes:
+        listed = "; ".join(f"{clash} ({', '.join(where)})" for clash, where in clashes.items())
+        raise ConfigError(
+            f"The mesh {_mesh(mesh)} does not fit: {listed}. Choose mesh sizes that divide these."
+        )
+
+
+def describe(declarations, rules: Rules, mesh: Mesh) -> str:
+    """The shardings as text: a line for each parameter with path, shape, logical axes and mesh axes."""
+    lines = [f"mesh {_mesh(mesh)}"]
+    for path, declaration in jax.tree_util.tree_flatten_with_path(declarations)[0]:
+        partition = spec(declaration.axes, rules, mesh, declaration.shape)
+        placed = " ".join("-" if entry is None else str(entry) for entry in partition)
+        axes = " ".join(declaration.axes)
+        lines.append(f"{path_name(path):<48}  {_shape(declaration.shape):<24}  {axes:<32}  {placed}")
+    return "\n".join(lines) + "\n"
+
+
+def local_rows(sharding: NamedSharding, rows: int) -> tuple[int, int]:
+    """(start, stop) of the rows of a global batch that this process must supply.
+
+    The smallest range that holds every row of its devices; where the devices of a process do not lie side by
+    side on the mesh, the range also holds rows between, which `global_batch` leaves out.
+    """
+    by_rows = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[:1]))
+    slices = [index[0].indices(rows) for index in by_rows.addressable_devices_indices_map((rows,)).values()]
+    return min(start for start, _, _ in slices), max(stop for _, stop, _ in slices)
+
+
+def global_batch(local: Mapping[str, np.ndarray], shardings: Mapping[str, NamedSharding], rows: int) -> dict:
+    """The global batch of `rows` rows from this process's part, a `jax.Array` for each key.
+
+    `local[key]` holds the rows of `local_rows(shardings[key], rows)`. A process with devices whose rows do
+    not lie side by side passes more than its own, so each device's part is cut out by its index.
+    """
+    return {key: _global_array(part, shardings[key], rows) for key, part in local.items()}
+
+
+def _global_array(part: np.ndarray, sharding: NamedSharding, rows: int):
+    first, stop = local_rows(sharding, rows)
+    if len(part) != stop - first:
+        raise ValueError(
+            f"this process supplies rows {first} to {stop} of the batch, but has {len(part)} rows"
+        )
+
+    def cut(index):
+        start, stop, _ = index[0].indices(rows)
+        return part[(slice(start - first, stop - first), *index[1:])]
+
+    return jax.make_array_from_callback((rows, *part.shape[1:]), sharding, cut)
+
+
+def _mesh(mesh: Mesh) -> str:
+    return " ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "[" + ", ".join(str(size) for size in shape) + "]"
