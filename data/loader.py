@@ -1,0 +1,154 @@
+"""Batches as a pure function of the step, their order, and a thread that makes them ahead of time."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from data.errors import DataError, HungError, UserError
+from data.packing import Rows
+from data.permutation import permute
+
+DATA_ORDER_VERSION = 1  # of the order below; a run resumes only under its own
+
+Batch = dict[str, np.ndarray]
+
+
+class Loader:
+    """The infinite stream of rows, a new permutation each epoch, cut into batches.
+
+    Row i of the stream is row i mod n of epoch i div n, so a batch may hold the end of one epoch and the start of the
+    next. Everything follows from (rows, store fingerprint, seed, step): nothing is kept between calls.
+    """
+
+    def __init__(self, rows: Rows, batch_size: int, seed: int, shuffle: bool):
+        self.rows, self.batch_size, self.seed, self.shuffle = rows, batch_size, seed, shuffle
+
+    def batch(self, step: int, start: int = 0, stop: int | None = None) -> Batch:
+        """Rows start..stop of the global batch of `step`, [stop - start, length] each; all of them by default."""
+        stop = self.batch_size if stop is None else stop
+        first = step * self.batch_size
+        return self.rows.rows(self._rows(first + start, first + stop))
+
+    def row_index(self, index: int) -> tuple[int, int]:
+        """(epoch, row) of the `index`-th row of the stream."""
+        return index // len(self.rows), int(self._rows(index, index + 1)[0])
+
+    def _rows(self, start: int, stop: int) -> np.ndarray:
+        """Rows int64 [stop - start] of a stretch of the stream; Python integers carry the large numbers."""
+        parts, size = [np.empty(0, dtype=np.int64)], len(self.rows)
+        while start < stop:
+            epoch, offset = divmod(start, size)
+            count = min(size - offset, stop - start)
+            indices = np.arange(offset, offset + count)
+            parts.append(permute(indices, size, self._key(epoch)) if self.shuffle else indices)
+            start += count
+        return np.concatenate(parts)
+
+    def _key(self, epoch: int) -> bytes:
+        name = f"plumbline rows {DATA_ORDER_VERSION}:{self.rows.fingerprint}:{self.seed}:{epoch}"
+        return hashlib.sha256(name.encode()).digest()
+
+
+def evaluation_batches(
+    rows: Rows, batch_size: int, limit: int | None = None, start: int = 0, stop: int | None = None
+) -> Iterator[Batch]:
+    """Every row once and in order, at most `limit` batches; the last is filled up with padding rows of weight 0.
+
+    `start` and `stop` choose the rows of each batch that a process takes; all of them by default.
+    """
+    stop = batch_size if stop is None else stop
+    count = -(-len(rows) // batch_size)
+    for step in range(count if limit is None else min(count, limit)):
+        batch = rows.empty(stop - start)
+        first = step * batch_size
+        indices = range(min(first + start, len(rows)), min(first + stop, len(rows)))
+        for key, values in rows.rows(indices).items():
+            batch[key][: len(indices)] = values
+        yield batch
+
+
+class Prefetcher:
+    """Makes the batches first_step <= step < last_step in order on a thread, at most `depth` ahead of the reader.
+
+    A context manager. `get` hands them out in order. Depth 0 makes a batch when it is asked for.
+    """
+
+    def __init__(
+        self, make_batch: Callable[[int], Batch], first_step: int, last_step: int, depth: int, timeout: float
+    ):
+        self._make_batch, self._last, self._depth, self._timeout = make_batch, last_step, depth, timeout
+        self._next = first_step  # the step that `get` hands out next
+        self._allowed = first_step + depth  # steps below it may be made
+        self._ready: dict[int, Batch] = {}
+        self._error: BaseException | None = None
+        self._closed = False
+        self._changed = threading.Condition()
+        # A daemon, since one stuck in a read must not keep the process alive.
+        threading.Thread(target=self._work, args=(first_step,), daemon=True, name="prefetch").start()
+
+    def get(self, step: int) -> Batch:
+        """The batch of `step`, which must be the one behind the last.
+
+        Raises DataError when making it failed (a UserError as it is), HungError when it takes over `timeout` seconds.
+        """
+        if self._closed or step != self._next or step >= self._last:
+            raise ValueError(f"step {step} asked of a prefetcher at {self._next} of {self._last}")
+        deadline = time.monotonic() + self._timeout
+        with self._changed:
+            self._allowed = step + 1 + self._depth
+            self._changed.notify_all()
+            while step not in self._ready:
+                if self._error is not None:
+                    self._fail(step)
+                if not self._changed.wait(deadline - time.monotonic()) and time.monotonic() >= deadline:
+                    raise HungError(
+                        f"The batch of step {step} did not come within {self._timeout:g} seconds (data.timeout): the "
+                        "loader hangs. Check the disk that holds data.cache_dir, then run the same command again."
+                    )
+            self._next = step + 1
+            return self._ready.pop(step)
+
+    def close(self):
+        """Lets the thread end after the batch it is making; does not wait for it."""
+        with self._changed:
+            self._closed = True
+            self._ready.clear()
+            self._changed.notify_all()
+
+    def __enter__(self) -> Prefetcher:
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def _fail(self, step: int):
+        if isinstance(self._error, UserError):
+            raise self._error
+        raise DataError(
+            f"The loader died at the batch of step {step}: {type(self._error).__name__}: {self._error}."
+        ) from self._error
+
+    def _work(self, step: int):
+        while step < self._last:
+            with self._changed:
+                self._changed.wait_for(lambda at=step: self._closed or at < self._allowed)
+                if self._closed:
+                    return
+            try:
+                batch = self._make_batch(step)
+            except BaseException as error:
+                with self._changed:
+                    self._error = error
+                    self._changed.notify_all()
+                return
+            with self._changed:
+                if self._closed:
+                    return
+                self._ready[step] = batch
+                self._changed.notify_all()
+            step += 1

@@ -1,0 +1,352 @@
+"""The token store: documents as ids on disk, written once, checksummed, read at random.
+
+A store is a directory:
+
+    header.json        counts, widths, the digest of every other file; written last
+    tokens-00000.bin   little-endian ids of all documents, one after the other, SHARD_TOKENS a file
+    documents.bin      little-endian uint64: the offset in tokens at which each document starts
+    tokenizer.json     what made the ids
+
+A stored document is `<end of text> t1 ... tn`, n >= 1. Boundaries are recorded, never guessed from ids. A
+store is made in a sibling directory and renamed when it is whole, so one that is there is whole.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from data.errors import DataError
+from data.files import canonical_json, sha256_file, storage_errors, sync, write_durably
+from data.tokenizer import Tokenizer, load
+
+FORMAT = "plumbline token store"
+VERSION = 1
+SHARD_TOKENS = 1 << 27  # a constant of the format: the fingerprint is taken of whole shards
+BATCH_CHARACTERS = 1 << 22  # text handed to the tokenizer at a time
+WIDTHS = ("uint8", "uint16", "uint32")
+
+
+def width(vocab_size: int) -> str:
+    """The narrowest unsigned type that holds the ids below `vocab_size`."""
+    return next(name for name in WIDTHS if vocab_size - 1 <= np.iinfo(name).max)
+
+
+def write(directory: str | os.PathLike, documents: Iterable[str], tokenizer: Tokenizer, *, about: dict):
+    """Tokenizes `documents` on all cores into a new store at `directory`, whole or not at all.
+
+    An older store there is replaced once the new one is whole. Empty documents hold nothing to learn: they are left
+    out and counted in the header. `about` is kept in the header for whoever asks where the text came from.
+
+    Raises DataError when there is no document, StorageError when the disk refuses.
+    """
+    directory = Path(directory)
+    encoded = _encode(documents, tokenizer)
+    first = next(encoded, None)
+    if first is None:
+        raise DataError(f"No document to store in {directory}: the source is empty. Check data.source.")
+    with storage_errors(directory):
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(directory)
+        incoming = directory.parent / f".{directory.name}.incoming-{os.getpid()}"
+        incoming.mkdir()
+        handle = os.open(incoming, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        with storage_errors(directory):
+            _fill(incoming, first, encoded, tokenizer, about)
+            sync(incoming)
+            _put(incoming, directory)
+    except BaseException:
+        shutil.rmtree(incoming, ignore_errors=True)
+        raise
+    finally:
+        os.close(handle)
+
+
+def _encode(documents: Iterable[str], tokenizer: Tokenizer) -> Iterator[tuple[list[np.ndarray], int, int]]:
+    """(ids of some documents, their UTF-8 bytes, empty documents left out), the next batch made meanwhile."""
+
+    def batches():
+        texts, characters = [], 0
+        for text in documents:
+            texts.append(text)
+            characters += len(text)
+            if characters >= BATCH_CHARACTERS:
+                yield texts
+                texts, characters = [], 0
+        if texts:
+            yield texts
+
+    def encode(texts):
+        kept = [ids for ids in tokenizer.encode_batch(texts) if ids.size]
+        return kept, sum(len(text.encode()) for text in texts), len(texts) - len(kept)
+
+    with ThreadPoolExecutor(1) as pool:
+        pending = batches()
+        ahead = [pool.submit(encode, texts) for texts in islice(pending, 1)]
+        while ahead:
+            ahead += [pool.submit(encode, texts) for texts in islice(pending, 1)]
+            yield ahead.pop(0).result()
+
+
+class _Shards:
+    """Appends ids to tokens-*.bin, starting a new file every SHARD_TOKENS."""
+
+    def __init__(self, directory: Path, dtype: np.dtype):
+        self.directory, self.dtype = directory, dtype
+        self.total, self.files = 0, []
+        self._file = None
+
+    def append(self, ids: np.ndarray):
+        while ids.size:
+            room = SHARD_TOKENS - self.total % SHARD_TOKENS
+            if self.total % SHARD_TOKENS == 0:
+                self.close()
+                self.files.append(f"tokens-{len(self.files):05d}.bin")
+                self._file = open(self.directory / self.files[-1], "wb")  # noqa: SIM115
+            part, ids = ids[:room], ids[room:]
+            self._file.write(part.astype(self.dtype, copy=False).data)
+            self.total += part.size
+
+    def close(self):
+        if self._file is not None:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            self._file = None
+
+
+def _fill(directory: Path, first, encoded: Iterator, tokenizer: Tokenizer, about: dict):
+    """Writes every file of a store into `directory`, the header last."""
+    shards = _Shards(directory, np.dtype(width(tokenizer.vocab_size)).newbyteorder("<"))
+    end = np.array([tokenizer.end_of_text], dtype=np.uint32)
+    counts = {"num_documents": 0, "text_bytes": 0, "empty_documents": 0}
+    largest = tokenizer.end_of_text
+    try:
+        with open(directory / "documents.bin", "wb") as boundaries:
+            while first is not None:
+                documents, text_bytes, empty = first
+                lengths = np.array([ids.size + 1 for ids in documents], dtype=np.uint64)
+                starts = shards.total + np.cumsum(lengths) - lengths
+                boundaries.write(starts.astype("<u8").data)
+                if documents:
+                    ids = np.concatenate([part for ids in documents for part in (end, ids)])
+                    shards.append(ids)
+                    largest = max(largest, int(ids.max()))
+                counts["num_documents"] += len(documents)
+                counts["text_bytes"] += text_bytes
+                counts["empty_documents"] += empty
+                first = next(encoded, None)
+            boundaries.flush()
+            os.fsync(boundaries.fileno())
+    finally:
+        shards.close()
+    if not counts["num_documents"]:
+        raise DataError(
+            f"No document to store in {directory}: all {counts['empty_documents']} are empty. Check data.source."
+        )
+    tokenizer.save(directory / "tokenizer.json")
+    names = [*shards.files, "documents.bin", "tokenizer.json"]
+    files = {
+        name: {"bytes": (directory / name).stat().st_size, "sha256": digest}
+        for name, digest in zip(names, _digests(directory, names), strict=True)
+    }
+    header = {
+        "format": FORMAT,
+        "version": VERSION,
+        "dtype": shards.dtype.name,
+        "shard_tokens": SHARD_TOKENS,
+        "num_tokens": shards.total,
+        **counts,
+        "max_token": largest,
+        "end_of_text": tokenizer.end_of_text,
+        "end_of_text_token": tokenizer.end_of_text_token,
+        "vocab_size": tokenizer.vocab_size,
+        "tokenizer_fingerprint": tokenizer.fingerprint,
+        "fingerprint": _fingerprint(files, tokenizer.fingerprint),
+        "files": files,
+        "about": about,
+    }
+    write_durably(directory / "header.json", _header_bytes(header))
+
+
+def _fingerprint(files: dict, tokenizer_fingerprint: str) -> str:
+    """SHA-256 of tokens, boundaries and tokenizer; the same wherever and whenever the store is built."""
+    digests = [record["sha256"] for name, record in sorted(files.items()) if name.endswith(".bin")]
+    return hashlib.sha256(canonical_json([VERSION, digests, tokenizer_fingerprint])).hexdigest()
+
+
+def _header_bytes(header: dict) -> bytes:
+    """The only spelling of a header, its own digest included; any other byte is damage."""
+    header = {key: value for key, value in header.items() if key != "sha256"}
+    header["sha256"] = hashlib.sha256(canonical_json(header)).hexdigest()
+    return json.dumps(header, indent=1, ensure_ascii=False).encode() + b"\n"
+
+
+def _digests(directory: Path, names: list[str]) -> list[str]:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(lambda name: sha256_file(directory / name), names))
+
+
+def _sweep(directory: Path):
+    """Removes what writers of `directory` that died left beside it; a living writer holds a lock on its own."""
+    for pattern in ("incoming", "replaced"):
+        for stray in directory.parent.glob(f".{directory.name}.{pattern}-*"):
+            handle = os.open(stray, os.O_RDONLY)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(stray)
+            except BlockingIOError:
+                continue
+            finally:
+                os.close(handle)
+
+
+def _put(incoming: Path, directory: Path):
+    """Renames `incoming` to `directory`, an older store there first moved out of the way."""
+    replaced = directory.parent / f".{directory.name}.replaced-{os.getpid()}"
+    if directory.exists():
+        directory.rename(replaced)
+    incoming.rename(directory)
+    sync(directory.parent)
+    if replaced.exists():
+        shutil.rmtree(replaced)
+
+
+class Store:
+    """A store, opened: sizes, format and the header's own digest are checked now, contents by `verify`.
+
+    Attributes:
+      directory: where it lies.    header: what header.json says.
+      num_tokens, num_documents, text_bytes, max_token, end_of_text: Python integers.
+      fingerprint: hexadecimal SHA-256 of tokens, boundaries and tokenizer.
+      document_starts: uint64 [num_documents], memory-mapped: the offset of each document's end of text.
+    """
+
+    def __init__(self, directory: str | os.PathLike):
+        """Raises DataError that names the file when anything is not as the header says."""
+        self.directory = Path(directory)
+        self.header = _read_header(self.directory / "header.json")
+        for name, record in self.header["files"].items():
+            _check_size(self.directory / name, record["bytes"])
+        self.num_tokens: int = self.header["num_tokens"]
+        self.num_documents: int = self.header["num_documents"]
+        self.text_bytes: int = self.header["text_bytes"]
+        self.max_token: int = self.header["max_token"]
+        self.end_of_text: int = self.header["end_of_text"]
+        self.fingerprint: str = self.header["fingerprint"]
+        self.dtype = np.dtype(self.header["dtype"]).newbyteorder("<")
+        self.document_starts = self._map("documents.bin", np.dtype("<u8"))
+        self._shard_tokens: int = self.header["shard_tokens"]
+        self._shards: dict[int, np.ndarray] = {}
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that made the ids."""
+        return load(self.directory / "tokenizer.json", self.header["end_of_text_token"])
+
+    def tokens(self, start: int, stop: int) -> np.ndarray:
+        """Ids [stop - start] of the stream, in the stored type; a view of the disk, a copy across shards.
+
+        Raises IndexError outside 0 <= start <= stop <= num_tokens.
+        """
+        if not 0 <= start <= stop <= self.num_tokens:
+            raise IndexError(f"tokens {start} to {stop} of {self.num_tokens} in {self.directory}")
+        size = self._shard_tokens
+        index, offset = divmod(start, size)
+        if stop <= (index + 1) * size:
+            return self._shard(index)[offset : offset + stop - start] if stop > start else np.empty(0, self.dtype)
+        parts = []
+        while start < stop:
+            index, offset = divmod(start, size)
+            parts.append(self._shard(index)[offset : offset + stop - start])
+            start += parts[-1].size
+        return np.concatenate(parts)
+
+    def document(self, index: int) -> np.ndarray:
+        """Ids of a document, its leading end of text included."""
+        if not 0 <= index < self.num_documents:
+            raise IndexError(f"document {index} of {self.num_documents} in {self.directory}")
+        last = index + 1 == self.num_documents
+        stop = self.num_tokens if last else int(self.document_starts[index + 1])
+        return self.tokens(int(self.document_starts[index]), stop)
+
+    def verify(self):
+        """Reads every byte; raises DataError that names a file that is changed, missing or foreign."""
+        expected = self.header["files"]
+        for path in sorted(self.directory.iterdir()):
+            if path.name != "header.json" and path.name not in expected:
+                raise DataError(f"{path} is no part of the token store around it. Move it elsewhere.")
+        for name, digest in zip(expected, _digests(self.directory, list(expected)), strict=True):
+            if digest != expected[name]["sha256"]:
+                raise DataError(
+                    f"{self.directory / name} is damaged: its SHA-256 is {digest}, the header says "
+                    f"{expected[name]['sha256']}. Delete {self.directory} and run again to rebuild it."
+                )
+
+    def _shard(self, index: int) -> np.ndarray:
+        if index not in self._shards:
+            self._shards[index] = self._map(f"tokens-{index:05d}.bin", self.dtype)
+        return self._shards[index]
+
+    def _map(self, name: str, dtype: np.dtype) -> np.ndarray:
+        # Slices of a plain array are several times cheaper than slices of numpy's memmap class.
+        return np.memmap(self.directory / name, dtype=dtype, mode="r").view(np.ndarray)
+
+
+def _read_header(path: Path) -> dict:
+    remedy = f"Delete {path.parent} and run again to rebuild it."
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}. {remedy}") from error
+    try:
+        header = json.loads(content)
+        found = (header["format"], header["version"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is damaged: it is not the header of a token store ({error!r}). {remedy}") from error
+    if found != (FORMAT, VERSION):
+        raise DataError(f"{path} is a {found[0]!r} of version {found[1]!r}, expected {FORMAT!r} {VERSION}. {remedy}")
+    if _header_bytes(header) != content:
+        raise DataError(f"{path} is damaged: its content does not match its own SHA-256. {remedy}")
+    return header
+
+
+def _check_size(path: Path, expected: int):
+    try:
+        actual = path.stat().st_size
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}. Delete its store and run again.") from error
+    if actual != expected:
+        raise DataError(
+            f"{path} has {actual} bytes, the header says {expected}. Delete {path.parent} and run again to rebuild it."
+        )
+
+
+def check_vocabulary(store: Store, vocab_size: int):
+    """Raises DataError, naming the first offending token, when the store holds an id that the model lacks."""
+    if store.max_token < vocab_size:
+        return
+    for start in range(0, store.num_tokens, SHARD_TOKENS):
+        ids = store.tokens(start, min(start + SHARD_TOKENS, store.num_tokens))
+        beyond = np.flatnonzero(ids >= vocab_size)
+        if beyond.size:
+            raise DataError(
+                f"Token {start + int(beyond[0])} of {store.directory} is {int(ids[beyond[0]])}, but model.vocab_size "
+                f"is {vocab_size}. Set model.vocab_size to at least {store.header['vocab_size']}, or choose a smaller "
+                "tokenizer."
+            )
+    raise DataError(
+        f"The end of text of {store.directory} is {store.end_of_text}, but model.vocab_size is {vocab_size}."
+    )

@@ -1,0 +1,151 @@
+"""Text to ids and back: byte-level BPE trained here, any tokenizer.json, or the raw bytes.
+
+Every tokenizer is held as the content of a tokenizer.json, so that one digest covers it and one file
+carries it. Text never becomes a special token: what spells `<|endoftext|>` in a document is
+encoded as ordinary text, and the end of text is put between documents by the token store alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from data.config import BpeTokenizer, ByteTokenizer, FileTokenizer
+from data.errors import ConfigError, DataError
+from data.files import canonical_json, storage_errors, write_durably
+
+END_OF_TEXT = "<|endoftext|>"
+END_OF_TEXT_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "<|eos|>")
+SMALLEST_BPE = 257  # 256 bytes and the end of text
+
+
+class Tokenizer:
+    """Encodes and decodes without special tokens.
+
+    Attributes:
+      vocab_size: largest id + 1.
+      end_of_text: the id that begins every stored document.
+      end_of_text_token: how that id is spelt in the tokenizer.json.
+      fingerprint: hexadecimal SHA-256 of everything that decides an id.
+    """
+
+    def __init__(self, content: dict, end_of_text_token: str):
+        """`content` is a parsed tokenizer.json; its truncation, padding and post-processor are switched off."""
+        content = {**content, "truncation": None, "padding": None, "post_processor": None}
+        # A token that is added but not special would still be matched inside a document's text.
+        content["added_tokens"] = [
+            {**token, "special": True} if token["content"] == end_of_text_token else token
+            for token in content.get("added_tokens") or []
+        ]
+        self._content = content
+        self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(content))
+        self._tokenizer.encode_special_tokens = True
+        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+        self.vocab_size: int = max(vocabulary.values()) + 1
+        self.end_of_text_token = end_of_text_token
+        self.end_of_text: int = vocabulary[end_of_text_token]
+        self.fingerprint: str = hashlib.sha256(canonical_json([content, end_of_text_token])).hexdigest()
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """One uint32 array of ids for each text, made on all cores."""
+        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of `text`, without an end of text."""
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids`; special tokens, and ids that the vocabulary lacks, are left out."""
+        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
+
+    def save(self, path: str | os.PathLike):
+        """Writes a tokenizer.json that `load`, and the `tokenizers` library, read back."""
+        with storage_errors(path):
+            write_durably(Path(path), json.dumps(self._content, ensure_ascii=False, indent=1).encode())
+
+
+def train_bpe(documents: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Byte-level BPE with GPT-2's pre-tokenization (Radford et al. 2019), lossless for any text.
+
+    The same documents give the same tokenizer, byte for byte, whatever the number of threads. Text too small
+    for `vocab_size` merges gives fewer.
+    """
+    if vocab_size < SMALLEST_BPE:
+        raise ConfigError(
+            f"data.tokenizer.vocab_size is {vocab_size}; byte-level BPE needs at least {SMALLEST_BPE}: 256 bytes "
+            "and the end of text. Raise it, or set data.tokenizer.name=bytes."
+        )
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(iter(documents), trainer)
+    return Tokenizer(json.loads(tokenizer.to_str()), END_OF_TEXT)
+
+
+def byte_tokenizer() -> Tokenizer:
+    """Ids 0-255 are the bytes of the UTF-8 text, 256 is the end of text."""
+    tokenizer = tokenizers.Tokenizer(models.BPE(vocab=_byte_vocabulary(), merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([END_OF_TEXT])
+    return Tokenizer(json.loads(tokenizer.to_str()), END_OF_TEXT)
+
+
+def _byte_vocabulary() -> dict[str, int]:
+    """GPT-2's printable character for each byte: Latin-1 where it prints, then 256 and up in order."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    characters = {byte: chr(byte) for byte in printable}
+    characters.update({byte: chr(256 + rank) for rank, byte in enumerate(others)})
+    return {characters[byte]: byte for byte in range(256)}
+
+
+def load(path: str | os.PathLike, end_of_text: str | None = None) -> Tokenizer:
+    """Reads any tokenizer.json. `end_of_text` is the token that begins a document; None: found by its usual names.
+
+    Raises DataError when the file is not a tokenizer or has no end of text to be found.
+    """
+    try:
+        content = json.loads(Path(path).read_bytes())
+        vocabulary = tokenizers.Tokenizer.from_str(json.dumps(content)).get_vocab(with_added_tokens=True)
+    except OSError as error:
+        raise DataError(f"The tokenizer {path} cannot be read: {error.strerror}. Check data.tokenizer.path.") from error
+    except Exception as error:  # the library raises Exception itself for a file that it does not know
+        raise DataError(
+            f"The tokenizer {path} is not a tokenizer.json that the tokenizers library reads: {error}. "
+            "Save it with `save_pretrained` of a fast tokenizer, or choose another file."
+        ) from error
+    names = END_OF_TEXT_NAMES if end_of_text is None else (end_of_text,)
+    found = next((name for name in names if name in vocabulary), None)
+    if found is None:
+        raise DataError(
+            f"The tokenizer {path} has no token {' or '.join(names)}. Set data.tokenizer.end_of_text to the "
+            "token of its vocabulary that shall stand before each document."
+        )
+    return Tokenizer(content, found)
+
+
+def build(config: BpeTokenizer | FileTokenizer | ByteTokenizer, documents: Iterable[str]) -> Tokenizer:
+    """The tokenizer that `config` describes; `documents` are read only if it must be trained."""
+    return BUILDERS[config.name](config, documents)
+
+
+BUILDERS = {
+    "bpe": lambda config, documents: train_bpe(documents, config.vocab_size),
+    "file": lambda config, documents: load(config.path, config.end_of_text),
+    "bytes": lambda config, documents: byte_tokenizer(),
+}
