@@ -15,6 +15,12 @@ class CheckpointError(UserError):
     exit_code = 5
 
 
+class MismatchError(CheckpointError):
+    """A checkpoint that is sound but of another state: other leaves, shapes, dtypes or format. Not damage."""
+
+    exit_code = 2
+
+
 class Stopped(UserError):
     """A signal ended the run after a committed save; the same command goes on."""
 
