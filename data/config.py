@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from data.schema import BELOW_ONE, COUNT, NOT_NEGATIVE, POSITIVE, Rule, one_of, refusals
+
 
 @dataclass(frozen=True)
 class TextSource:
@@ -86,3 +88,38 @@ class Data:
 
 PACKINGS = ("concat", "unpacked")
 DOCUMENTS = ("file", "paragraph", "line")
+OBJECTIVES = ("causal",)
+SMALLEST_BPE = 257  # 256 bytes and the end of text; also the vocabulary of raw bytes
+
+RULES = {
+    "source.document": one_of(*DOCUMENTS),
+    "source.validation_fraction": BELOW_ONE,
+    "tokenizer.vocab_size": Rule(lambda size: size >= SMALLEST_BPE, f"at least {SMALLEST_BPE}"),
+    "objective.name": one_of(*OBJECTIVES),
+    "length": COUNT,
+    "packing": one_of(*PACKINGS),
+    "cache_dir": Rule(bool, "a directory"),
+    "prefetch": NOT_NEGATIVE,
+    "timeout": POSITIVE,
+}
+
+
+def check(config: Data) -> list[tuple[str, str]]:
+    """What no field's type can refuse, as (key below `data`, clash) pairs; empty when sound."""
+    return refusals(config, RULES)
+
+
+def missing_inputs(config: Data) -> list[tuple[str, str]]:
+    """The text and the tokenizer that a recipe leaves for its user to name, as `check` puts it.
+
+    Apart from `check`, because what needs no text (sizes, dry runs, compiling for a topology) goes without.
+    """
+    source, tokenizer, missing = config.source, config.tokenizer, []
+    if isinstance(source, TextSource | JsonlSource) and not source.paths:
+        clash = "is empty, must name the files or globs that hold the text"
+        missing.append(("source.paths", f"{clash}: --config.data.source.paths=FILE,GLOB"))
+    if isinstance(tokenizer, FileTokenizer) and not tokenizer.path:
+        clash = "is empty, must name the model's tokenizer"
+        fix = "--config.data.tokenizer.path=FILE.json, or train one: --config.data.tokenizer.name=bpe"
+        missing.append(("tokenizer.path", f"{clash}: {fix}"))
+    return missing

@@ -17,7 +17,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 from typing import Any
@@ -30,6 +30,25 @@ LARGEST_INT = 2**63 - 1
 UNITS = {"step": "steps", "token": "tokens", "epoch": "epochs", "%": "%"}
 DURATION = re.compile(r"\s*(\d+(?:\.\d*)?(?:[eE]\+?\d{1,2})?)\s*(?:(step|token|epoch)s?|(%))\s*")
 DURATION_SHAPE = 'a number of steps, or text such as "500 steps", "1e6 tokens", "2 epochs", "10%"'
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """What the type of a field does not say: which of its values can be."""
+
+    holds: Callable[[Any], bool]
+    wanted: str  # completes "must be"
+
+
+COUNT = Rule(lambda value: value >= 1, "at least 1")
+POSITIVE = Rule(lambda value: value > 0, "above 0")
+NOT_NEGATIVE = Rule(lambda value: value >= 0, "at least 0")
+SHARE = Rule(lambda value: 0 <= value <= 1, "at least 0 and at most 1")
+BELOW_ONE = Rule(lambda value: 0 <= value < 1, "at least 0 and below 1")
+
+
+def one_of(*values: str) -> Rule:
+    return Rule(lambda value: value in values, f"one of {', '.join(values)}")
 
 
 @functools.cache
@@ -250,6 +269,20 @@ def leaves(hint: Any, path: str = "") -> list[str]:
     else:
         return [path]
     return list(dict.fromkeys(leaf for name, item in parts for leaf in leaves(item, name)))
+
+
+def entry_path(path: str) -> str:
+    """`path` as `leaves` spells it: `*` in place of each index."""
+    return ".".join("*" if key.isdecimal() else key for key in path.split("."))
+
+
+def refusals(instance: Any, rules: Mapping[str, Rule]) -> list[tuple[str, str]]:
+    """`(path, clash)` of each value that breaks the rule of its path; None breaks none."""
+    return [
+        (path, f"is {json.dumps(value)}, must be {rule.wanted}")
+        for path, value in flatten(to_plain(instance)).items()
+        if value is not None and (rule := rules.get(entry_path(path))) and not rule.holds(value)
+    ]
 
 
 def dumps(instance: Any) -> str:
