@@ -22,8 +22,8 @@ def storage_error(error: OSError) -> StorageError | None:
         return None
     where = " to ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
     return StorageError(
-        f"{where or 'a file'} cannot be written or read: {error.strerror}; free space or give permission there, "
-        "or choose other directories with --workdir and --config.data.cache_dir, then run the same command again"
+        f"{where or 'a file'} cannot be written or read: {error.strerror}; free space or give permission "
+        "there, or choose other directories with --workdir and --config.data.cache_dir, then run it again"
     )
 
 

@@ -86,8 +86,8 @@ def check_resume(saved: dict, given: dict) -> list[str]:
             f"{change.path} was {_shown(change.saved)}, now {_shown(change.given)}" for change in fixed
         )
         raise ConfigError(
-            f"this run cannot go on with another configuration: {listed}. Give the saved values again, or start "
-            "a new run with another --workdir (train.init_from takes over the weights)"
+            f"this run cannot go on with another configuration: {listed}. Give the saved values again, or "
+            "start a new run with another --workdir (train.init_from takes over the weights)"
         )
     return [
         f"{change.path}: {_shown(change.saved)} -> {_shown(change.given)}"
