@@ -64,12 +64,9 @@ def evaluation_batches(
     stop = batch_size if stop is None else stop
     count = -(-len(rows) // batch_size)
     for step in range(count if limit is None else min(count, limit)):
-        batch = rows.empty(stop - start)
         first = step * batch_size
         indices = range(min(first + start, len(rows)), min(first + stop, len(rows)))
-        for key, values in rows.rows(indices).items():
-            batch[key][: len(indices)] = values
-        yield batch
+        yield rows.rows(indices, stop - start)
 
 
 class Prefetcher:

@@ -7,6 +7,8 @@ first byte of a document is predicted from its end-of-text token, and its end is
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from data.store import Store
@@ -21,11 +23,14 @@ DTYPES = {
 
 
 class Rows:
-    """Rows of `length` input positions. A subclass says which tokens a row holds and where its segments start.
+    """Rows of `length` input positions, read at random.
+
+    A subclass says which tokens a row holds and where segments start in it.
 
     Attributes:
-      num_targets: sum of the weights over an epoch.    dropped: stored tokens that no row holds.
-      fingerprint: of the store, which the order of the rows depends on.
+      num_targets: sum of the weights over an epoch.
+      dropped: stored tokens that no row holds.
+      fingerprint: of the store, on which the order of the rows depends.
     """
 
     def __init__(self, store: Store, length: int):
@@ -42,50 +47,48 @@ class Rows:
         raise NotImplementedError
 
     def _starts(self, start: int, stop: int) -> np.ndarray:
-        """Offsets in the row, above 0, at which another segment starts."""
+        """Stored tokens behind `start` and before `stop` at which another segment starts, int64."""
         raise NotImplementedError
 
-    def empty(self, count: int) -> dict[str, np.ndarray]:
-        """A batch of `count` padding rows, [count, length] each."""
-        return {key: np.zeros((count, self.length), dtype) for key, dtype in DTYPES.items()}
-
     def row(self, index: int) -> dict[str, np.ndarray]:
-        """Row `index`: `tokens`, `targets`, `segment_ids`, `positions` int32 and `weights` float32, [length] each.
+        """Row `index`, [length] each: `weights` float32, the other keys int32.
 
         Segments are numbered from 1 in order; padding has segment 0, weight 0 and token 0.
         Positions restart at 0 where a segment starts and where the row does.
         """
         return {key: value[0] for key, value in self.rows([index]).items()}
 
-    def rows(self, indices) -> dict[str, np.ndarray]:
-        """The rows `indices`, [len(indices), length] each."""
-        batch = self.empty(len(indices))
+    def rows(self, indices: Sequence[int] | np.ndarray, count: int | None = None) -> dict[str, np.ndarray]:
+        """The rows `indices`, then padding up to `count` rows, [count, length] each."""
+        count = len(indices) if count is None else count
+        batch = {key: np.empty((count, self.length), dtype) for key, dtype in DTYPES.items()}
         for place, index in enumerate(indices):
-            self._fill(int(index), batch, place)
+            if not 0 <= index < len(self):
+                raise IndexError(f"row {index} of {len(self)}")
+            self._fill(int(index), {key: value[place] for key, value in batch.items()})
+        for value in batch.values():
+            value[len(indices) :] = 0
         return batch
 
-    def _fill(self, index: int, batch: dict[str, np.ndarray], place: int):
+    def _fill(self, index: int, row: dict[str, np.ndarray]):
         start, stop = self._span(index)
         count = stop - start
-        if stop < self.store.num_tokens:
-            ids = self.store.tokens(start, stop + 1)
-            batch["targets"][place, :count] = ids[1:]
-        else:
-            ids = self.store.tokens(start, stop)
-            batch["targets"][place, : count - 1] = ids[1:]
-            batch["targets"][place, count - 1] = self.store.end_of_text
-        batch["tokens"][place, :count] = ids[:count]
-        batch["weights"][place, :count] = 1.0
-        starts = self._starts(start, stop)
-        segments, positions = batch["segment_ids"][place], batch["positions"][place]
-        if not starts.size:
-            segments[:count] = 1
-            positions[:count] = self._arange[:count]
-            return
-        bounds = np.concatenate(([0], starts, [count]))
-        lengths = np.diff(bounds)
-        segments[:count] = np.repeat(self._arange[: lengths.size] + 1, lengths)
-        positions[:count] = self._arange[:count] - np.repeat(bounds[:-1].astype(np.int32), lengths)
+        ids = self.store.tokens(start, min(stop + 1, self.store.num_tokens))
+        row["tokens"][:count] = ids[:count]
+        row["targets"][: ids.size - 1] = ids[1:]
+        if ids.size == count:
+            row["targets"][count - 1] = self.store.end_of_text
+        row["weights"][:count] = 1.0
+        self._fill_segments(self._starts(start, stop) - start, count, row["segment_ids"], row["positions"])
+        if count < self.length:
+            for value in row.values():
+                value[count:] = 0
+
+    def _fill_segments(self, starts: np.ndarray, count: int, segments: np.ndarray, positions: np.ndarray):
+        bounds = [0, *starts.tolist(), count]
+        for number, (first, last) in enumerate(zip(bounds[:-1], bounds[1:], strict=True), 1):
+            segments[first:last] = number
+            positions[first:last] = self._arange[: last - first]
 
 
 class ConcatRows(Rows):
@@ -95,16 +98,14 @@ class ConcatRows(Rows):
         return -(-self.store.num_tokens // self.length)
 
     def _span(self, index):
-        if not 0 <= index < len(self):
-            raise IndexError(f"row {index} of {len(self)}")
         start = index * self.length
         return start, min(start + self.length, self.store.num_tokens)
 
     def _starts(self, start, stop):
         starts = self.store.document_starts
-        # A Python integer would make numpy compare in float64, on a copy of the whole array.
+        # Python integers would make numpy compare in another type, on a copy of the whole array.
         low, high = np.searchsorted(starts, np.array([start + 1, stop], dtype=np.uint64))
-        return starts[low:high].astype(np.int64) - start
+        return starts[low:high].astype(np.int64)
 
 
 class UnpackedRows(Rows):
@@ -115,22 +116,20 @@ class UnpackedRows(Rows):
         ends = np.append(store.document_starts[1:], np.uint64(store.num_tokens))
         pieces = -(-(ends - store.document_starts).astype(np.int64) // length)
         self._last_row = np.cumsum(pieces)  # one behind the last row of each document
+        self._no_starts = np.empty(0, dtype=np.int64)
 
     def __len__(self) -> int:
         return int(self._last_row[-1])
 
     def _span(self, index):
-        if not 0 <= index < len(self):
-            raise IndexError(f"row {index} of {len(self)}")
         document = int(np.searchsorted(self._last_row, index, side="right"))
         piece = index - (int(self._last_row[document - 1]) if document else 0)
-        last = document + 1 == self.store.num_documents
-        end = self.store.num_tokens if last else int(self.store.document_starts[document + 1])
-        start = int(self.store.document_starts[document]) + piece * self.length
+        first, end = self.store.bounds(document)
+        start = first + piece * self.length
         return start, min(start + self.length, end)
 
     def _starts(self, start, stop):
-        return np.empty(0, dtype=np.int64)
+        return self._no_starts
 
 
 ROWS = {"concat": ConcatRows, "unpacked": UnpackedRows}

@@ -1,37 +1,40 @@
 """A pseudo-random permutation of range(n) with random access: no table, no state, any n below 2**62.
 
-A Feistel network (Luby and Rackoff 1988) on the smallest even number of bits that holds n, walked along its cycles
-until the value falls below n (Black and Rogaway 2002). Affine maps correlate neighbouring batches, and
-grain's index shuffle repeats rows in silence above 2**32 of them; this does neither, and shuffles a batch at once.
+A Feistel network over Z_a x Z_b (Black and Rogaway 2002) with a * b just above n, walked along its cycles until the
+value falls below n. Affine maps correlate neighbouring batches, and grain's index shuffle repeats
+rows in silence from 2**32 of them on; this does neither, and shuffles a whole batch in a few array operations.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 
 import numpy as np
 
-NUM_ROUNDS = 6
+NUM_ROUNDS = 8  # even; from 6 on such a network passes for random to whoever may query it (Patarin 2004)
 
 
 def permute(indices: np.ndarray, size: int, key: bytes) -> np.ndarray:
-    """Where the permutation of range(size) named by `key` sends `indices`, integers [k] below `size`; int64 [k]."""
-    half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
-    mask = np.uint64((1 << int(half)) - 1)
-    keys = np.frombuffer(hashlib.sha512(key).digest(), dtype="<u8")[:NUM_ROUNDS]
-    values = np.asarray(indices, dtype=np.uint64).copy()
+    """Where the permutation of range(size) that `key` names sends `indices`, integers [k]; int64 [k]."""
+    width = np.uint64(max(1, math.isqrt(size)))
+    height = np.uint64(-(-size // int(width)))
+    keys = np.frombuffer(hashlib.sha512(key).digest(), dtype="<u8")
+    values = np.array(indices, dtype=np.uint64)
     outside = np.arange(values.size)
     while outside.size:
-        values[outside] = _feistel(values[outside], keys, half, mask)
+        values[outside] = _feistel(values[outside], keys, width, height)
         outside = outside[values[outside] >= np.uint64(size)]
     return values.astype(np.int64)
 
 
-def _feistel(values: np.ndarray, keys: np.ndarray, half: np.uint64, mask: np.uint64) -> np.ndarray:
-    left, right = values >> half, values & mask
-    for key in keys:
-        left, right = right, left ^ (_mix(right ^ key) & mask)
-    return (left << half) | right
+def _feistel(values: np.ndarray, keys: np.ndarray, width: np.uint64, height: np.uint64) -> np.ndarray:
+    """A permutation of range(width * height): each round adds to one digit a function of the other."""
+    high, low = np.divmod(values, width)
+    for even, odd in zip(keys[:NUM_ROUNDS:2], keys[1:NUM_ROUNDS:2], strict=True):
+        high = (high + _mix(low ^ even) % height) % height
+        low = (low + _mix(high ^ odd) % width) % width
+    return high * width + low
 
 
 def _mix(values: np.ndarray) -> np.ndarray:

@@ -274,13 +274,17 @@ class Store:
             start += parts[-1].size
         return np.concatenate(parts)
 
-    def document(self, index: int) -> np.ndarray:
-        """Ids of a document, its leading end of text included."""
+    def bounds(self, index: int) -> tuple[int, int]:
+        """Offsets in tokens at which a document starts and ends."""
         if not 0 <= index < self.num_documents:
             raise IndexError(f"document {index} of {self.num_documents} in {self.directory}")
         last = index + 1 == self.num_documents
         stop = self.num_tokens if last else int(self.document_starts[index + 1])
-        return self.tokens(int(self.document_starts[index]), stop)
+        return int(self.document_starts[index]), stop
+
+    def document(self, index: int) -> np.ndarray:
+        """Ids of a document, its leading end of text included."""
+        return self.tokens(*self.bounds(index))
 
     def verify(self):
         """Reads every byte; raises DataError that names a file that is changed, missing or foreign."""

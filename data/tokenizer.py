@@ -17,13 +17,12 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from data.config import BpeTokenizer, ByteTokenizer, FileTokenizer
+from data.config import SMALLEST_BPE, BpeTokenizer, ByteTokenizer, FileTokenizer
 from data.errors import ConfigError, DataError
 from data.files import canonical_json, storage_errors, write_durably
 
 END_OF_TEXT = "<|endoftext|>"
 END_OF_TEXT_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "<|eos|>")
-SMALLEST_BPE = 257  # 256 bytes and the end of text
 
 
 class Tokenizer:

@@ -1,0 +1,170 @@
+"""`python -m data.prepare --config FILE.py[:arg]`: the token stores that a recipe reads, built when they are missing.
+
+Everything lies in `data.cache_dir`: `stores/<hash of source and tokenizer>/{train,validation}`. A store is current
+while the identity of its source and tokenizer is; otherwise it is built anew. The tokenizer is trained on
+the training documents alone and kept inside each store.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+import time
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from data import sources, store, tokenizer
+from data.config import Data, FileTokenizer, check, missing_inputs
+from data.errors import ConfigError, UserError
+from data.files import canonical_json, locked
+from data.schema import to_plain
+from data.settings import load
+from data.store import Store
+from data.tokenizer import Tokenizer
+
+HASH_DIGITS = 16
+SPLITS = ("train", "validation")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    train: Store
+    validation: Store | None  # None: nothing is held out
+    tokenizer: Tokenizer
+
+
+@dataclass(frozen=True)
+class Section:
+    """The part of a recipe that this command reads."""
+
+    data: Data = Data()
+
+
+def prepare(config: Data) -> Prepared:
+    """Opens the stores of `config`, or builds what is missing or no longer current.
+
+    Safe to call from several processes at once: one builds, the others wait and open. Nothing is written
+    before the source was found able to give its first documents. With `config.verify` every byte is checked.
+
+    Raises ConfigError, DataError, StorageError.
+    """
+    problems = check(config) + missing_inputs(config)
+    if problems:
+        raise ConfigError(" ".join(f"data.{key} {clash}." for key, clash in problems))
+    reader = sources.reader(config.source, config.cache_dir)
+    identity = _identity(config)
+    directory = Path(config.cache_dir) / "stores" / _name(config)
+    prepared = _opened(directory, identity, reader.has_validation())
+    if prepared is None:
+        reader.check()
+        waiting = f"prepare: waiting for another process that prepares {directory}"
+        with locked(directory.parent / f".{directory.name}.lock", waiting):
+            prepared = _opened(directory, identity, reader.has_validation())
+            if prepared is None:
+                _build(directory, config, reader, identity)
+                prepared = _opened(directory, identity, reader.has_validation())
+    if config.verify:
+        for opened in (prepared.train, prepared.validation):
+            if opened is not None:
+                opened.verify()
+    return prepared
+
+
+def _identity(config: Data) -> dict:
+    """What must be equal for a prepared store to be the one that `config` describes today."""
+    settings = config.tokenizer
+    loaded = tokenizer.build(settings, ()).fingerprint if isinstance(settings, FileTokenizer) else None
+    return {
+        "source": sources.identity(config.source, config.cache_dir),
+        "tokenizer": {**to_plain(settings), "fingerprint": loaded},
+    }
+
+
+def _name(config: Data) -> str:
+    settings = [store.VERSION, to_plain(config.source), to_plain(config.tokenizer)]
+    return hashlib.sha256(canonical_json(settings)).hexdigest()[:HASH_DIGITS]
+
+
+def _opened(directory: Path, identity: dict, has_validation: bool) -> Prepared | None:
+    """The stores below `directory`; None when one is missing or made from something else."""
+    opened = []
+    for split in SPLITS if has_validation else SPLITS[:1]:
+        if not (directory / split).exists():
+            return None
+        found = Store(directory / split)
+        if found.header["about"]["identity"] != identity:
+            return None
+        opened.append(found)
+    if len({found.header["tokenizer_fingerprint"] for found in opened}) > 1:
+        return None
+    return Prepared(opened[0], opened[1] if has_validation else None, opened[0].tokenizer)
+
+
+def _build(directory: Path, config: Data, reader: sources.Reader, identity: dict):
+    started = time.monotonic()
+    _say(f"the {config.tokenizer.name} tokenizer from data.source.name={config.source.name}")
+    made = tokenizer.build(config.tokenizer, reader.documents("train"))
+    _say(f"a vocabulary of {made.vocab_size:,} after {time.monotonic() - started:.1f} s")
+    for split in SPLITS if reader.has_validation() else SPLITS[:1]:
+        about = {"identity": identity, "source": to_plain(config.source), "split": split}
+        store.write(directory / split, reader.documents(split), made, about=about)
+        header = Store(directory / split).header
+        _say(
+            f"{split}: {header['num_documents']:,} documents, {header['num_tokens']:,} tokens, "
+            f"{header['text_bytes']:,} bytes in {directory / split} after {time.monotonic() - started:.1f} s"
+        )
+
+
+def _say(line: str):
+    print(f"prepare: {line}", file=sys.stderr, flush=True)
+
+
+def gzip_bits_per_byte(store: Store, tokenizer: Tokenizer) -> float:
+    """What `gzip -9` needs for the documents, each compressed by itself: bits per byte of their UTF-8 text."""
+    compressed = 0
+    for index in range(store.num_documents):
+        text = tokenizer.decode(store.document(index)[1:]).encode()
+        compressor = zlib.compressobj(9, zlib.DEFLATED, 16 + zlib.MAX_WBITS)  # with gzip's header and trailer
+        compressed += len(compressor.compress(text)) + len(compressor.flush())
+    return 8 * compressed / store.text_bytes
+
+
+def summary(prepared: Prepared) -> dict:
+    """What the command prints: where the stores lie and what they hold."""
+    stores = {split: getattr(prepared, split) for split in SPLITS}
+    return {
+        "tokenizer": {"vocab_size": prepared.tokenizer.vocab_size, "fingerprint": prepared.tokenizer.fingerprint},
+        **{
+            split: {
+                "path": str(found.directory),
+                "documents": found.num_documents,
+                "empty_documents": found.header["empty_documents"],
+                "tokens": found.num_tokens,
+                "bytes_per_token": round(found.text_bytes / found.num_tokens, 4),
+                "fingerprint": found.fingerprint,
+            }
+            for split, found in stores.items()
+            if found is not None
+        },
+    }
+
+
+def main(arguments: list[str]) -> int:
+    """Prepares the stores of a recipe and prints their summary as JSON; the exit code of the command."""
+    parser = argparse.ArgumentParser(prog="python -m data.prepare", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--config", required=True, help="FILE.py[:arg] or FILE.json, then --config.data.key=value ...")
+    known, overrides = parser.parse_known_args(arguments)
+    try:
+        config = load(known.config, overrides, Section, ignore_other_sections=True)
+        print(json.dumps(summary(prepare(config.data)), indent=1))
+    except UserError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
