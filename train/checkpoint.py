@@ -26,12 +26,13 @@ import orbax.checkpoint.experimental.v1 as ocp
 from jax.experimental import multihost_utils
 
 from data.errors import ConfigError, HungError, StorageError
+from data.files import sync
 from model.parameters import path_name
 from train import manifest as manifests
 from train.errors import CheckpointError, MismatchError
 from train.manifest import DELETING, INCOMING, Manifest, read_manifest, steps, verify
 from train.quorum import collect_digests, share, wait_for_commit, write_digests
-from train.storage import storage_error, storage_errors, sync_path
+from train.storage import storage_error, storage_errors
 
 __all__ = ["Checkpointer", "Manifest", "load_params", "restore", "restore_newest", "restore_subset", "steps", "verify"]
 
@@ -170,12 +171,12 @@ class Checkpointer:
         complete = replace(manifest, files=files)
         path = folder / manifests.NAME
         path.write_bytes(manifests.encode(complete))
-        sync_path(path)
+        sync(path)
         manifests.sync_folders(folder)
         if target.exists():  # damaged, or of another architecture
             self._remove(target)
         os.rename(folder, target)
-        sync_path(self.directory)
+        sync(self.directory)
         self._retire(manifest.step)
 
     def _retire(self, newest: int) -> None:
@@ -196,7 +197,7 @@ class Checkpointer:
         away.parent.mkdir(exist_ok=True)
         shutil.rmtree(away, ignore_errors=True)
         os.rename(folder, away)
-        sync_path(self.directory)
+        sync(self.directory)
         shutil.rmtree(away, ignore_errors=True)
 
 

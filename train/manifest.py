@@ -18,8 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from data.files import sync
 from train.errors import CheckpointError, MismatchError
-from train.storage import sync_path
 
 NAME = "MANIFEST.json"
 VERSION = 1
@@ -116,7 +116,7 @@ def hash_and_sync(folder: Path, names: Iterable[str]) -> dict[str, dict]:
     """Digests of the files as they are now, each forced onto the device."""
     digests = {}
     for name in names:
-        sync_path(folder / name)
+        sync(folder / name)
         digests[name] = hash_file(folder / name)
     return digests
 
@@ -124,7 +124,7 @@ def hash_and_sync(folder: Path, names: Iterable[str]) -> dict[str, dict]:
 def sync_folders(folder: Path) -> None:
     """Force the entries of `folder` and of every folder below it onto the device."""
     for parent, _, _ in os.walk(folder):
-        sync_path(Path(parent))
+        sync(Path(parent))
 
 
 def check_files(folder: Path, manifest: Manifest, names: Iterable[str]) -> None:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from data.errors import StorageError
+from data.files import sync
 
 HINTS = {
     errno.ENOSPC: "free some space, or give another directory",
@@ -51,15 +52,6 @@ def storage_errors(path: Path, doing: str):
         raise told from error
 
 
-def sync_path(path: Path) -> None:
-    """Force a file's bytes, or a directory's entries, onto the device."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def write_atomic(path: Path, content: bytes) -> None:
     """Replace `path` with `content`: after a crash at any moment it holds the old bytes or the new ones."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -72,4 +64,4 @@ def write_atomic(path: Path, content: bytes) -> None:
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
-    sync_path(path.parent)
+    sync(path.parent)
