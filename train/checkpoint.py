@@ -34,7 +34,16 @@ from train.manifest import DELETING, INCOMING, Manifest, read_manifest, steps, v
 from train.quorum import collect_digests, share, wait_for_commit, write_digests
 from train.storage import storage_error, storage_errors
 
-__all__ = ["Checkpointer", "Manifest", "load_params", "restore", "restore_newest", "restore_subset", "steps", "verify"]
+__all__ = [
+    "Checkpointer",
+    "Manifest",
+    "load_params",
+    "restore",
+    "restore_newest",
+    "restore_subset",
+    "steps",
+    "verify",
+]
 
 # Orbax logs a failed save as several tracebacks, beside the exception that says the same.
 logging.getLogger("absl").addFilter(lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname)
@@ -62,7 +71,9 @@ def as_array(leaf, name: str) -> jax.Array:
     if not isinstance(leaf, jax.Array | np.ndarray | np.generic):
         raise TypeError(f"leaf {name} of the state is a {type(leaf).__name__}, not an array")
     if (array := jnp.asarray(leaf)).dtype != leaf.dtype:
-        raise TypeError(f"leaf {name} of the state is {leaf.dtype}, which this JAX would store as {array.dtype}")
+        raise TypeError(
+            f"leaf {name} of the state is {leaf.dtype}, which this JAX would store as {array.dtype}"
+        )
     return array
 
 
@@ -364,5 +375,7 @@ def find_checkpoint(path: Path) -> Path:
     directory = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     found = newest_usable(directory)
     if found is None:
-        raise CheckpointError(f"No checkpoint in {path}: give a checkpoint or the directory of a run that has saved one.")
+        raise CheckpointError(
+            f"No checkpoint in {path}: give a checkpoint or the directory of a run that has saved one."
+        )
     return found[0]

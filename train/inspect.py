@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -98,7 +98,9 @@ def contents(folder: Path, saved: Manifest) -> dict:
     """Digests and counts of one checkpoint."""
     params = merged_paths(saved, ("params", "frozen"))
     opt_state = merged_paths(saved, ("opt_state",))
-    skipped = dict(stored_leaves(folder, saved, {name: name for name in ("skipped",) if name in saved.leaves}))
+    skipped = dict(
+        stored_leaves(folder, saved, {name: name for name in ("skipped",) if name in saved.leaves})
+    )
     return {
         "step": saved.step,
         "params_sha256": digest_leaves(stored_leaves(folder, saved, params)),
@@ -121,8 +123,10 @@ def chosen(directory: Path, step: int | None) -> tuple[Path, Manifest]:
     return found
 
 
-def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m train.inspect", description="What a run has saved, as JSON.", allow_abbrev=False)
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m train.inspect", description="What a run has saved, as JSON.", allow_abbrev=False
+    )
     parser.add_argument("--run", type=Path, required=True, help="the run's directory")
     parser.add_argument("--step", type=int, help="the checkpoint to look at (default: the newest usable one)")
     options = parser.parse_args(arguments)
@@ -132,4 +136,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main, sys.argv[1:]))
+    run_command(main)

@@ -68,7 +68,9 @@ def read_manifest(folder: Path) -> Manifest:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged: it is not a manifest ({error}).") from error
     if is_step_name(folder.name) and manifest.step != int(folder.name):
-        raise CheckpointError(f"{path} is of step {manifest.step}, not {folder.name}: the folder was renamed.")
+        raise CheckpointError(
+            f"{path} is of step {manifest.step}, not {folder.name}: the folder was renamed."
+        )
     return manifest
 
 

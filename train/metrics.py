@@ -35,7 +35,9 @@ def encode(record: dict) -> bytes:
             return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
         return value
 
-    return json.dumps({name: legal(value) for name, value in record.items()}, allow_nan=False).encode() + b"\n"
+    return (
+        json.dumps({name: legal(value) for name, value in record.items()}, allow_nan=False).encode() + b"\n"
+    )
 
 
 def decode(line: bytes) -> dict | None:
@@ -208,7 +210,11 @@ class Writers(list):
 
 
 def complain(name: str, error: Exception) -> None:
-    print(f"{name} failed ({error}) and is switched off; training goes on without it.", file=sys.stderr, flush=True)
+    print(
+        f"{name} failed ({error}) and is switched off; training goes on without it.",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def make_writers(log: Log, directory: Path, resume_step: int, primary: bool) -> Writers:

@@ -71,7 +71,11 @@ class BarProgress:
 
     def __init__(self, total_steps: int, first_step: int):
         self._pace = Pace(total_steps)
-        columns = (MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[summary]}  left {task.fields[left]}"))
+        columns = (
+            MofNCompleteColumn(),
+            BarColumn(),
+            TextColumn("{task.fields[summary]}  left {task.fields[left]}"),
+        )
         self._progress = Progress(TextColumn("step"), *columns, console=Console(stderr=True))
         self._task = self._progress.add_task(
             "train", total=total_steps, completed=first_step, summary="compiling", left="-"

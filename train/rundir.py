@@ -1,9 +1,9 @@
 """A run's directory: who holds it, the configuration it was run with, and where and by what it was run.
 
-    config.json            the resolved configuration
-    config-history.jsonl   schedule fields that a resume has changed: step, path, old, new
-    environment.json       versions, devices, code, and so the scope within which a resume is bit for bit
-    .lock                  held by the running process; the kernel releases it, however the process ends
+config.json            the resolved configuration
+config-history.jsonl   schedule fields that a resume has changed: step, path, old, new
+environment.json       versions, devices, code, and so the scope within which a resume is bit for bit
+.lock                  held by the running process; the kernel releases it, however the process ends
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ import os
 import platform
 import socket
 import subprocess
-from collections.abc import Iterable
 from pathlib import Path
 
 from data.errors import ConfigError
+from data.schema import from_plain, to_plain
+from train.config import Config
+from train.resume import ABSENT, SCHEDULE, Change, changes
 from train.storage import storage_errors, write_atomic
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -95,20 +97,21 @@ class RunDirectory:
         """The configuration of the last launch; None before the first. ConfigError where it cannot be read."""
         return read_json(self.path / "config.json")
 
-    def write_config(self, plain: dict, step: int = 0, changes: Iterable[tuple[str, object, object]] = ()) -> None:
-        """Write config.json. `changes`: (path, old, new) of the schedule fields that this launch changes at `step`."""
+    def write_config(self, plain: dict, step: int = 0) -> None:
+        """Write config.json. Schedule fields that differ from the last launch's go into the history, at `step`."""
         if not self.primary:
             return
         with storage_errors(self.path / "config.json", "write"):
-            self._record_changes(step, changes)
+            self._record_changes(plain, step)
             write_atomic(self.path / "config.json", json.dumps(plain, indent=1).encode() + b"\n")
 
-    def _record_changes(self, step: int, changes: Iterable[tuple[str, object, object]]) -> None:
+    def _record_changes(self, plain: dict, step: int) -> None:
+        if (saved := self.read_config()) is None:
+            return
         path = self.path / "config-history.jsonl"
         known = path.read_bytes().splitlines(keepends=True) if path.exists() else []
         kept = [line for line in known if line.endswith(b"\n")]  # a launch killed here may have torn the last
-        records = [{"step": step, "path": name, "old": old, "new": new} for name, old, new in changes]
-        lines = [json.dumps(record).encode() + b"\n" for record in records]
+        lines = [history_line(step, change) for change in schedule_changes(saved, plain)]
         if new := [line for line in lines if line not in kept]:
             write_atomic(path, b"".join(kept + new))
 
@@ -123,6 +126,19 @@ class RunDirectory:
             with storage_errors(self.path / "environment.json", "write"):
                 write_atomic(self.path / "environment.json", json.dumps(now, indent=1).encode() + b"\n")
         return now
+
+
+def schedule_changes(saved: dict, given: dict) -> list[Change]:
+    """The schedule fields in which two configurations differ; fields that the saved one lacks count as defaults."""
+    complete = to_plain(from_plain(Config, saved))
+    return [change for change in changes(complete, given) if change.kind == SCHEDULE]
+
+
+def history_line(step: int, change: Change) -> bytes:
+    """One change as JSON. A side on which the field does not exist is left out."""
+    sides = {"old": change.saved, "new": change.given}
+    present = {side: value for side, value in sides.items() if value is not ABSENT}
+    return json.dumps({"step": step, "path": change.path, **present}).encode() + b"\n"
 
 
 def open_run(path: Path, primary: bool | None = None) -> RunDirectory:
@@ -141,9 +157,13 @@ def read_json(path: Path) -> dict | None:
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise ConfigError(f"{path} is damaged ({error}). Restore it from a copy, or use another --workdir.") from error
+        raise ConfigError(
+            f"{path} is damaged ({error}). Restore it from a copy, or use another --workdir."
+        ) from error
     if not isinstance(value, dict):
-        raise ConfigError(f"{path} is damaged: not a JSON object. Restore it from a copy, or use another --workdir.")
+        raise ConfigError(
+            f"{path} is damaged: not a JSON object. Restore it from a copy, or use another --workdir."
+        )
     return value
 
 

@@ -58,7 +58,10 @@ class StopSignal:
                 continue
             first = time.monotonic()
             self.requested = signal.Signals(number).name
-            print(f"{self.requested}: finishing the step and saving; a second signal ends at once.", file=sys.stderr)
+            print(
+                f"{self.requested}: finishing the step and saving; a second signal ends at once.",
+                file=sys.stderr,
+            )
 
 
 class Watchdog:
@@ -148,7 +151,9 @@ class ExitTimer:
         if self.works:
             leave = ctypes.cast(self._library._exit, ctypes.c_void_p).value
             event = _Sigevent(value=code, notify=self.SIGEV_THREAD, function=leave)
-            failed = self._library.timer_create(self.CLOCK_MONOTONIC, ctypes.byref(event), ctypes.byref(self._timer))
+            failed = self._library.timer_create(
+                self.CLOCK_MONOTONIC, ctypes.byref(event), ctypes.byref(self._timer)
+            )
             self.works = failed == 0
 
     def set(self, seconds: float) -> None:
