@@ -122,6 +122,8 @@ class Checkpointer:
         self.wait()
         leaves = {name: as_array(leaf, name) for name, leaf in leaf_dict(tree).items()}
         if self._already_saved(step, leaves):
+            if self.primary:
+                self._retire(step)  # the launch that saved it may have been killed before it did
             return
         finite = {name: float(value) for name, value in metrics.items() if np.isfinite(value)}
         manifest = Manifest(step, {}, describe(leaves), metadata, finite)

@@ -44,11 +44,18 @@ def canonical(value) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
+def digest(fields: dict) -> str:
+    """The manifest's own digest, over all its other fields."""
+    return hashlib.sha256(canonical(fields)).hexdigest()
+
+
 def encode(manifest: Manifest) -> bytes:
     """The bytes of MANIFEST.json, the digest of everything else included."""
     fields = json.loads(canonical(asdict(manifest)))  # as it will be read: every key is text
-    fields["digest"] = hashlib.sha256(canonical(fields)).hexdigest()
-    return json.dumps(fields, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n"
+    return (
+        json.dumps({**fields, "digest": digest(fields)}, indent=1, sort_keys=True, allow_nan=False).encode()
+        + b"\n"
+    )
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -56,8 +63,7 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / NAME
     try:
         fields = json.loads(path.read_bytes())
-        digest = fields.pop("digest")
-        if digest != hashlib.sha256(canonical(fields)).hexdigest():
+        if fields.pop("digest") != digest(fields):
             raise CheckpointError(f"{path} is damaged: its own digest does not match.")
         if fields["version"] > VERSION:
             raise MismatchError(f"{path} has format version {fields['version']}; this code reads {VERSION}.")
