@@ -1,8 +1,8 @@
 """English and code that every Python installation carries, as the TFDS data set `python_library`.
 
-Documents are the topics of the language reference that `help()` shows (`pydoc_data.topics`) and the modules of the
-standard library in source, their documentation inside. Files are read and parsed, never imported. What changes
-with every Python release is no ground for golden numbers.
+Documents are the topics of the language reference that `help()` shows (`pydoc_data.topics`) and the modules
+of the standard library in source, their documentation inside. Files are read and parsed, never imported.
+The text changes with every Python release, so no golden number rests on it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ TABLES = ("decoding_table", "decoding_map")  # in encodings: lists of code point
 
 
 def documents(root: str | os.PathLike) -> Iterator[tuple[str, str]]:
-    """(path relative to `root`, text) of each topic and module below a standard library, sorted, no text twice."""
+    """(path below `root`, text) of each topic and module of a standard library, by path, no text twice."""
     root, seen = Path(root), set()
     for path, text in sorted([*_topics(root), *_modules(root)]):
         if text.strip() and text not in seen:
@@ -95,8 +95,8 @@ class PythonLibrary(tfds.core.GeneratorBasedBuilder):
         """Raises DataError when the standard library holds no source to read."""
         if next(_modules(Path(self.builder_config.root)), None) is None:
             raise DataError(
-                f"The standard library in {self.builder_config.root} carries no source, so there is no python_library. "
-                "Set data.source to your own text."
+                f"The standard library in {self.builder_config.root} carries no source, so there is no "
+                "python_library here. Set data.source to your own text."
             )
 
     def _info(self):

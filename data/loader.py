@@ -21,15 +21,15 @@ Batch = dict[str, np.ndarray]
 class Loader:
     """The infinite stream of rows, a new permutation each epoch, cut into batches.
 
-    Row i of the stream is row i mod n of epoch i div n, so a batch may hold the end of one epoch and the start of the
-    next. Everything follows from (rows, store fingerprint, seed, step): nothing is kept between calls.
+    Row i of the stream is row i mod n of epoch i div n, so a batch may hold the end of one epoch and the
+    start of the next. Everything follows from (rows, store fingerprint, seed, step): calls leave no trace.
     """
 
     def __init__(self, rows: Rows, batch_size: int, seed: int, shuffle: bool):
         self.rows, self.batch_size, self.seed, self.shuffle = rows, batch_size, seed, shuffle
 
     def batch(self, step: int, start: int = 0, stop: int | None = None) -> Batch:
-        """Rows start..stop of the global batch of `step`, [stop - start, length] each; all of them by default."""
+        """Rows start..stop, by default all, of the global batch of `step`: [stop - start, length] each."""
         stop = self.batch_size if stop is None else stop
         first = step * self.batch_size
         return self.rows.rows(self._rows(first + start, first + stop))
@@ -57,7 +57,7 @@ class Loader:
 def evaluation_batches(
     rows: Rows, batch_size: int, limit: int | None = None, start: int = 0, stop: int | None = None
 ) -> Iterator[Batch]:
-    """Every row once and in order, at most `limit` batches; the last is filled up with padding rows of weight 0.
+    """Every row once and in order, at most `limit` batches; padding rows of weight 0 fill up the last.
 
     `start` and `stop` choose the rows of each batch that a process takes; all of them by default.
     """
@@ -70,7 +70,7 @@ def evaluation_batches(
 
 
 class Prefetcher:
-    """Makes the batches first_step <= step < last_step in order on a thread, at most `depth` ahead of the reader.
+    """Makes the batches of first_step <= step < last_step on a thread, at most `depth` ahead of the reader.
 
     A context manager. `get` hands them out in order. Depth 0 makes a batch when it is asked for.
     """
@@ -91,7 +91,8 @@ class Prefetcher:
     def get(self, step: int) -> Batch:
         """The batch of `step`, which must be the one behind the last.
 
-        Raises DataError when making it failed (a UserError as it is), HungError when it takes over `timeout` seconds.
+        Raises DataError when making it failed (a UserError as it is), HungError when it takes longer than
+        `timeout` seconds.
         """
         if self._closed or step != self._next or step >= self._last:
             raise ValueError(f"step {step} asked of a prefetcher at {self._next} of {self._last}")
@@ -104,8 +105,9 @@ class Prefetcher:
                     self._fail(step)
                 if not self._changed.wait(deadline - time.monotonic()) and time.monotonic() >= deadline:
                     raise HungError(
-                        f"The batch of step {step} did not come within {self._timeout:g} seconds (data.timeout): the "
-                        "loader hangs. Check the disk that holds data.cache_dir, then run the same command again."
+                        f"The batch of step {step} did not come within {self._timeout:g} seconds "
+                        "(data.timeout): the loader hangs. Check the disk that holds data.cache_dir, then run "
+                        "the same command again."
                     )
             self._next = step + 1
             return self._ready.pop(step)

@@ -1,8 +1,8 @@
-"""`python -m data.prepare --config FILE.py[:arg]`: the token stores that a recipe reads, built when they are missing.
+"""Builds the token stores that a recipe reads: `python -m data.prepare --config FILE.py[:arg]`.
 
-Everything lies in `data.cache_dir`: `stores/<hash of source and tokenizer>/{train,validation}`. A store is current
-while the identity of its source and tokenizer is; otherwise it is built anew. The tokenizer is trained on
-the training documents alone and kept inside each store.
+They lie in `data.cache_dir`, as `stores/<hash of source and tokenizer>/{train,validation}`. A store is
+current while the identity of its source and tokenizer is; otherwise it is built anew. The tokenizer is
+trained on the training documents alone and kept inside each store.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def _say(line: str):
 
 
 def gzip_bits_per_byte(store: Store, tokenizer: Tokenizer) -> float:
-    """What `gzip -9` needs for the documents, each compressed by itself: bits per byte of their UTF-8 text."""
+    """Bits per byte of UTF-8 text that `gzip -9` needs for the documents, each compressed by itself."""
     compressed = 0
     for index in range(store.num_documents):
         text = tokenizer.decode(store.document(index)[1:]).encode()
@@ -136,7 +136,10 @@ def summary(prepared: Prepared) -> dict:
     """What the command prints: where the stores lie and what they hold."""
     stores = {split: getattr(prepared, split) for split in SPLITS}
     return {
-        "tokenizer": {"vocab_size": prepared.tokenizer.vocab_size, "fingerprint": prepared.tokenizer.fingerprint},
+        "tokenizer": {
+            "vocab_size": prepared.tokenizer.vocab_size,
+            "fingerprint": prepared.tokenizer.fingerprint,
+        },
         **{
             split: {
                 "path": str(found.directory),
@@ -155,7 +158,9 @@ def summary(prepared: Prepared) -> dict:
 def main(arguments: list[str]) -> int:
     """Prepares the stores of a recipe and prints their summary as JSON; the exit code of the command."""
     parser = argparse.ArgumentParser(prog="python -m data.prepare", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--config", required=True, help="FILE.py[:arg] or FILE.json, then --config.data.key=value ...")
+    parser.add_argument(
+        "--config", required=True, help="FILE.py[:arg] or FILE.json, then --config.data.key=value ..."
+    )
     known, overrides = parser.parse_known_args(arguments)
     try:
         config = load(known.config, overrides, Section, ignore_other_sections=True)

@@ -1,7 +1,7 @@
-"""Sources of text: each yields the documents of a split in one fixed order, or says at once why it cannot.
+"""Sources of text: each yields the documents of a split in one fixed order, or says why it cannot.
 
-Which side a document of files is on, training or validation, follows from the SHA-256 of its text: copies of a
-document are never on both sides, and adding files moves no other document. A new source is one class and
+Which side a document of files is on, training or validation, follows from the SHA-256 of its text: copies of
+a document are never on both sides, and adding files moves no other document. A new source is one class and
 one entry in READERS.
 """
 
@@ -28,7 +28,13 @@ Source = TextSource | JsonlSource | TfdsSource
 
 
 class Reader(Protocol):
-    """What a source is to the rest of the data path."""
+    """What a source is to the rest of the data path.
+
+    Attributes:
+      left_out: documents of the last pass that were passed over, being held out for validation as well.
+    """
+
+    left_out: int
 
     def has_validation(self) -> bool:
         """Whether documents are held out."""
@@ -48,16 +54,14 @@ class FileReader:
 
     def __init__(self, config: TextSource | JsonlSource, cache_dir: str):
         """Finds the files. Raises DataError when a path matches none, or a file is empty."""
-        self.config = config
-        if not config.paths:
-            raise DataError("data.source.paths is empty; name the files or globs that hold the text.")
+        self.config, self.left_out = config, 0
         self.held_out = _matching("data.source.validation_paths", config.validation_paths)
         found = _matching("data.source.paths", config.paths)
         self.paths = [path for path in found if path not in set(self.held_out)]
         if not self.paths:
             raise DataError(
-                "data.source.validation_paths holds every file of data.source.paths, so none is left to train on. "
-                "Narrow one of them."
+                "data.source.validation_paths holds every file of data.source.paths, so none is left to "
+                "train on. Narrow one of them."
             )
 
     def has_validation(self):
@@ -72,7 +76,10 @@ class FileReader:
             status = os.stat(path)
             return [path, status.st_size, status.st_mtime_ns]
 
-        return {"train": [facts(path) for path in self.paths], "validation": [facts(path) for path in self.held_out]}
+        return {
+            "paths": [facts(path) for path in self.paths],
+            "validation_paths": [facts(path) for path in self.held_out],
+        }
 
     def documents(self, split):
         if split == "validation" and not self.has_validation():
@@ -88,31 +95,47 @@ class FileReader:
         """The documents of one file, in order."""
         raise NotImplementedError
 
+    def _all(self, paths: list[str]) -> Iterator[str]:
+        return chain.from_iterable(map(self.read, paths))
+
     def _side(self, split: str) -> Iterator[str]:
+        self.left_out = 0
         if self.held_out:
-            return chain.from_iterable(map(self.read, self.held_out if split == "validation" else self.paths))
+            return self._all(self.held_out) if split == "validation" else self._unlike_held_out()
         threshold = int(self.config.validation_fraction * 2**64)
+        wanted = split == "validation"
+        return (text for text in self._all(self.paths) if (_hash(text) < threshold) == wanted)
 
-        def validation(text):
-            return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") < threshold
-
-        texts = chain.from_iterable(map(self.read, self.paths))
-        return (text for text in texts if validation(text) == (split == "validation"))
+    def _unlike_held_out(self) -> Iterator[str]:
+        """The documents of `paths` that are not, word for word, in `validation_paths` too."""
+        held_out = {_hash(text) for text in self._all(self.held_out)}
+        for text in self._all(self.paths):
+            if _hash(text) in held_out:
+                self.left_out += 1
+            else:
+                yield text
 
     def _none(self, split: str) -> str:
-        files = self.paths if split == "train" or not self.held_out else self.held_out
+        files = self.held_out if self.held_out and split == "validation" else self.paths
         where = files[0] if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
         share = self.config.validation_fraction
         if self.held_out or share == 0:
-            return f"{where} holds no document for data.source to {'train on' if split == 'train' else 'validate on'}."
+            apart = f" but what is held out for validation ({self.left_out})" if self.left_out else ""
+            return f"{where} of data.source holds no document{apart}. Check data.source."
         smaller = ""
         if isinstance(self.config, TextSource) and self.config.document == "file":
             smaller = "data.source.document=paragraph for smaller documents, "
         return (
             f"No document of {where} is on the {split} side: a hash of each holds out "
             f"data.source.validation_fraction={share:g} of them, and there are too few. Set {smaller}"
-            "data.source.validation_paths to a file of its own, or data.source.validation_fraction=0 for no validation."
+            "data.source.validation_paths to files of their own, or data.source.validation_fraction=0 for no "
+            "validation."
         )
+
+
+def _hash(text: str) -> int:
+    """The first 64 bits of the SHA-256 of a text."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
 class TextReader(FileReader):
@@ -137,7 +160,10 @@ class TextReader(FileReader):
 
 
 class JsonlReader(FileReader):
-    """JSON lines, plain or .gz; a document is the text in `field` of each object. Blank lines are passed over."""
+    """JSON lines, plain or .gz; a document is the text in `field` of each object.
+
+    Blank lines are passed over.
+    """
 
     def read(self, path):
         for line, text in _lines(path):
@@ -146,26 +172,33 @@ class JsonlReader(FileReader):
             try:
                 record = json.loads(text)
             except (ValueError, RecursionError) as error:
-                raise DataError(f"{path}, line {line} is not valid JSON: {error}. Mend or remove the line.") from error
+                raise DataError(
+                    f"{path}, line {line} is not valid JSON: {error}. Mend or remove the line."
+                ) from error
             yield self._text(record, f"{path}, line {line}")
 
     def _text(self, record: object, where: str) -> str:
         field = self.config.field
         if not isinstance(record, dict):
-            raise DataError(f"{where} holds a JSON {type(record).__name__}, expected an object with a key {field!r}.")
+            raise DataError(
+                f"{where} holds a JSON {type(record).__name__}, expected an object with a key {field!r}."
+            )
         if field not in record:
             raise DataError(
-                f"{where} has no key {field!r} (data.source.field); its keys are {', '.join(map(repr, record))}."
+                f"{where} has no key {field!r} (data.source.field); its keys are "
+                f"{', '.join(map(repr, record)) or 'none'}."
             )
         text = record[field]
         if not isinstance(text, str):
-            raise DataError(f"{where}: {field!r} (data.source.field) is {json.dumps(text)[:80]}, expected text.")
+            raise DataError(
+                f"{where}: {field!r} (data.source.field) is {json.dumps(text)[:80]}, expected text."
+            )
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise DataError(
-                f"{where}: {field!r} holds half of a surrogate pair at character {error.start}, which no text can. "
-                "Mend or remove the line."
+                f"{where}: {field!r} holds half of a surrogate pair at character {error.start}, which is no "
+                "text. Mend or remove the line."
             ) from error
         return text
 
@@ -177,7 +210,9 @@ def _matching(key: str, patterns: tuple[str, ...]) -> list[str]:
         expanded = os.path.expanduser(pattern)
         literal = os.path.exists(expanded)  # a name may hold the characters of a glob
         if literal and os.path.isdir(expanded):
-            raise DataError(f"{pattern} in {key} is a directory; write a glob such as {pattern.rstrip('/')}/**/*.txt.")
+            raise DataError(
+                f"{pattern} in {key} is a directory; write a glob such as {pattern.rstrip('/')}/**/*.txt."
+            )
         matches = [expanded] if literal else glob.glob(expanded, recursive=True)
         files = [os.path.abspath(path) for path in matches if os.path.isfile(path)]
         if not files:
@@ -205,8 +240,12 @@ def _lines(path: str) -> Iterator[tuple[int, str]]:
                     ) from error
                 yield number, text.removeprefix(BYTE_ORDER_MARK) if number == 1 else text
                 offset += len(line)
+        if not offset:
+            raise DataError(f"{path} is empty. Remove it, or narrow the glob in data.source.")
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} cannot be read: {error}. Restore it, or remove it from data.source.") from error
+        raise DataError(
+            f"{path} cannot be read: {error}. Restore it, or remove it from data.source."
+        ) from error
 
 
 READERS = {"text": TextReader, "jsonl": JsonlReader, "tfds": TfdsReader}

@@ -33,7 +33,7 @@ from data.tokenizer import Tokenizer, load
 FORMAT = "plumbline token store"
 VERSION = 1
 SHARD_TOKENS = 1 << 27  # a constant of the format: the fingerprint is taken of whole shards
-BATCH_CHARACTERS = 1 << 22  # text handed to the tokenizer at a time
+BATCH_CHARACTERS = 1 << 21  # text handed to the tokenizer at a time
 WIDTHS = ("uint8", "uint16", "uint32")
 
 
@@ -45,8 +45,8 @@ def width(vocab_size: int) -> str:
 def write(directory: str | os.PathLike, documents: Iterable[str], tokenizer: Tokenizer, *, about: dict):
     """Tokenizes `documents` on all cores into a new store at `directory`, whole or not at all.
 
-    An older store there is replaced once the new one is whole. Empty documents hold nothing to learn: they are left
-    out and counted in the header. `about` is kept in the header for whoever asks where the text came from.
+    An older store there is replaced once the new one is whole. Documents without a token hold nothing to
+    learn: they are left out and counted in the header. `about` is kept in the header as it is.
 
     Raises DataError when there is no document, StorageError when the disk refuses.
     """
@@ -54,7 +54,7 @@ def write(directory: str | os.PathLike, documents: Iterable[str], tokenizer: Tok
     encoded = _encode(documents, tokenizer)
     first = next(encoded, None)
     if first is None:
-        raise DataError(f"No document to store in {directory}: the source is empty. Check data.source.")
+        raise DataError("No document to store: the source is empty. Check data.source.")
     with storage_errors(directory):
         directory.parent.mkdir(parents=True, exist_ok=True)
         _sweep(directory)
@@ -89,8 +89,9 @@ def _encode(documents: Iterable[str], tokenizer: Tokenizer) -> Iterator[tuple[li
             yield texts
 
     def encode(texts):
-        kept = [ids for ids in tokenizer.encode_batch(texts) if ids.size]
-        return kept, sum(len(text.encode()) for text in texts), len(texts) - len(kept)
+        encoded = zip(texts, tokenizer.encode_batch(texts), strict=True)
+        kept = [(ids, len(text.encode())) for text, ids in encoded if ids.size]
+        return [ids for ids, _ in kept], sum(size for _, size in kept), len(texts) - len(kept)
 
     with ThreadPoolExecutor(1) as pool:
         pending = batches()
@@ -154,7 +155,7 @@ def _fill(directory: Path, first, encoded: Iterator, tokenizer: Tokenizer, about
         shards.close()
     if not counts["num_documents"]:
         raise DataError(
-            f"No document to store in {directory}: all {counts['empty_documents']} are empty. Check data.source."
+            f"No document to store: all {counts['empty_documents']} of them are empty. Check data.source."
         )
     tokenizer.save(directory / "tokenizer.json")
     names = [*shards.files, "documents.bin", "tokenizer.json"]
@@ -200,7 +201,7 @@ def _digests(directory: Path, names: list[str]) -> list[str]:
 
 
 def _sweep(directory: Path):
-    """Removes what writers of `directory` that died left beside it; a living writer holds a lock on its own."""
+    """Removes what writers of `directory` that died left beside it; a living one holds a lock on its own."""
     for pattern in ("incoming", "replaced"):
         for stray in directory.parent.glob(f".{directory.name}.{pattern}-*"):
             handle = os.open(stray, os.O_RDONLY)
@@ -266,7 +267,11 @@ class Store:
         size = self._shard_tokens
         index, offset = divmod(start, size)
         if stop <= (index + 1) * size:
-            return self._shard(index)[offset : offset + stop - start] if stop > start else np.empty(0, self.dtype)
+            return (
+                self._shard(index)[offset : offset + stop - start]
+                if stop > start
+                else np.empty(0, self.dtype)
+            )
         parts = []
         while start < stop:
             index, offset = divmod(start, size)
@@ -319,9 +324,13 @@ def _read_header(path: Path) -> dict:
         header = json.loads(content)
         found = (header["format"], header["version"])
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is damaged: it is not the header of a token store ({error!r}). {remedy}") from error
+        raise DataError(
+            f"{path} is damaged: it is not the header of a token store ({error!r}). {remedy}"
+        ) from error
     if found != (FORMAT, VERSION):
-        raise DataError(f"{path} is a {found[0]!r} of version {found[1]!r}, expected {FORMAT!r} {VERSION}. {remedy}")
+        raise DataError(
+            f"{path} is a {found[0]!r} of version {found[1]!r}, expected {FORMAT!r} {VERSION}. {remedy}"
+        )
     if _header_bytes(header) != content:
         raise DataError(f"{path} is damaged: its content does not match its own SHA-256. {remedy}")
     return header
@@ -331,10 +340,13 @@ def _check_size(path: Path, expected: int):
     try:
         actual = path.stat().st_size
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}. Delete its store and run again.") from error
+        raise DataError(
+            f"{path} cannot be read: {error.strerror}. Delete its store and run again."
+        ) from error
     if actual != expected:
         raise DataError(
-            f"{path} has {actual} bytes, the header says {expected}. Delete {path.parent} and run again to rebuild it."
+            f"{path} has {actual} bytes, the header says {expected}. Delete {path.parent} and run again to "
+            "rebuild it."
         )
 
 
@@ -347,10 +359,7 @@ def check_vocabulary(store: Store, vocab_size: int):
         beyond = np.flatnonzero(ids >= vocab_size)
         if beyond.size:
             raise DataError(
-                f"Token {start + int(beyond[0])} of {store.directory} is {int(ids[beyond[0]])}, but model.vocab_size "
-                f"is {vocab_size}. Set model.vocab_size to at least {store.header['vocab_size']}, or choose a smaller "
-                "tokenizer."
+                f"Token {start + int(beyond[0])} of {store.directory} is {int(ids[beyond[0]])}, but "
+                f"model.vocab_size is {vocab_size}. Set model.vocab_size to at least "
+                f"{store.header['vocab_size']}, or choose a smaller tokenizer."
             )
-    raise DataError(
-        f"The end of text of {store.directory} is {store.end_of_text}, but model.vocab_size is {vocab_size}."
-    )

@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,9 @@ from data.errors import ConfigError, DataError
 from data.files import canonical_json, storage_errors, write_durably
 
 END_OF_TEXT = "<|endoftext|>"
+PIECE = 1 << 16  # characters; longer texts are encoded in parts where that changes no id
+GROUP = 1 << 21  # characters encoded at a time
+BORDER = re.compile(r"[!-~](?=\n)")  # no pre-token of GPT-2 holds text and then space
 END_OF_TEXT_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "<|eos|>")
 
 
@@ -36,26 +40,37 @@ class Tokenizer:
     """
 
     def __init__(self, content: dict, end_of_text_token: str):
-        """`content` is a parsed tokenizer.json; its truncation, padding and post-processor are switched off."""
-        content = {**content, "truncation": None, "padding": None, "post_processor": None}
-        # A token that is added but not special would still be matched inside a document's text.
-        content["added_tokens"] = [
-            {**token, "special": True} if token["content"] == end_of_text_token else token
-            for token in content.get("added_tokens") or []
-        ]
-        self._content = content
-        self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(content))
-        self._tokenizer.encode_special_tokens = True
-        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+        """`content` is a parsed tokenizer.json, of which truncation, padding and post-processor are dropped.
+
+        `end_of_text_token` must be in its vocabulary.
+        """
+        vocabulary = tokenizers.Tokenizer.from_str(json.dumps(content)).get_vocab(with_added_tokens=True)
         self.vocab_size: int = max(vocabulary.values()) + 1
         self.end_of_text_token = end_of_text_token
         self.end_of_text: int = vocabulary[end_of_text_token]
-        self.fingerprint: str = hashlib.sha256(canonical_json([content, end_of_text_token])).hexdigest()
+        self._content = {
+            **content,
+            **{"truncation": None, "padding": None, "post_processor": None},
+            "added_tokens": _with_special(
+                content.get("added_tokens") or [], end_of_text_token, self.end_of_text
+            ),
+        }
+        self.fingerprint: str = hashlib.sha256(canonical_json([self._content, end_of_text_token])).hexdigest()
+        self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(self._content))
+        self._tokenizer.encode_special_tokens = True
+        self._divisible = _divisible(self._content)
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """One uint32 array of ids for each text, made on all cores."""
-        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
+        pieces = [(index, piece) for index, text in enumerate(texts) for piece in self._pieces(text)]
+        ids: list[list[np.ndarray]] = [[] for _ in texts]
+        for group in _groups(pieces):
+            encodings = self._tokenizer.encode_batch_fast(
+                [piece for _, piece in group], add_special_tokens=False
+            )
+            for (index, _), encoding in zip(group, encodings, strict=True):
+                ids[index].append(np.array(encoding.ids, dtype=np.uint32))
+        return [parts[0] if len(parts) == 1 else np.concatenate(parts) for parts in ids]
 
     def encode(self, text: str) -> list[int]:
         """The ids of `text`, without an end of text."""
@@ -70,6 +85,52 @@ class Tokenizer:
         with storage_errors(path):
             write_durably(Path(path), json.dumps(self._content, ensure_ascii=False, indent=1).encode())
 
+    def _pieces(self, text: str) -> Iterator[str]:
+        """`text` in parts whose ids, one after the other, are its own: for all cores, in bounded memory."""
+        start = 0
+        while self._divisible and len(text) - start > 2 * PIECE:
+            border = BORDER.search(text, start + PIECE, start + 2 * PIECE)
+            if border is None:
+                break
+            yield text[start : border.end()]
+            start = border.end()
+        yield text[start:]
+
+
+def _with_special(added: list[dict], token: str, index: int) -> list[dict]:
+    """The added tokens with `token` among them as a special one.
+
+    Unless it is, the library looks for it inside text and spells it out when it decodes.
+    """
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    if all(entry["content"] != token for entry in added):
+        return [*added, {"id": index, "content": token, **flags, "special": True}]
+    return [{**entry, "special": entry["special"] or entry["content"] == token} for entry in added]
+
+
+def _divisible(content: dict) -> bool:
+    """Whether ids are those of GPT-2's pre-tokens, none of which reaches across a BORDER."""
+    splitter = content.get("pre_tokenizer") or {}
+    return (
+        content.get("normalizer") is None
+        and (splitter.get("type"), splitter.get("use_regex")) == ("ByteLevel", True)
+        and not splitter.get("add_prefix_space")
+        and all(entry["special"] for entry in content["added_tokens"])
+    )
+
+
+def _groups(pieces: list[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
+    """Pieces in order, some at a time: the library's encodings take hundreds of bytes a token."""
+    group, characters = [], 0
+    for piece in pieces:
+        group.append(piece)
+        characters += len(piece[1])
+        if characters >= GROUP:
+            yield group
+            group, characters = [], 0
+    if group:
+        yield group
+
 
 def train_bpe(documents: Iterable[str], vocab_size: int) -> Tokenizer:
     """Byte-level BPE with GPT-2's pre-tokenization (Radford et al. 2019), lossless for any text.
@@ -79,8 +140,8 @@ def train_bpe(documents: Iterable[str], vocab_size: int) -> Tokenizer:
     """
     if vocab_size < SMALLEST_BPE:
         raise ConfigError(
-            f"data.tokenizer.vocab_size is {vocab_size}; byte-level BPE needs at least {SMALLEST_BPE}: 256 bytes "
-            "and the end of text. Raise it, or set data.tokenizer.name=bytes."
+            f"data.tokenizer.vocab_size is {vocab_size}; byte-level BPE needs at least {SMALLEST_BPE}: 256 "
+            "bytes and the end of text. Raise it, or set data.tokenizer.name=bytes."
         )
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -114,15 +175,18 @@ def _byte_vocabulary() -> dict[str, int]:
 
 
 def load(path: str | os.PathLike, end_of_text: str | None = None) -> Tokenizer:
-    """Reads any tokenizer.json. `end_of_text` is the token that begins a document; None: found by its usual names.
+    """Reads any tokenizer.json.
 
-    Raises DataError when the file is not a tokenizer or has no end of text to be found.
+    `end_of_text` is the token that begins a document; None: found by its usual names. Raises DataError when
+    the file is not a tokenizer, or has no such token.
     """
     try:
         content = json.loads(Path(path).read_bytes())
         vocabulary = tokenizers.Tokenizer.from_str(json.dumps(content)).get_vocab(with_added_tokens=True)
     except OSError as error:
-        raise DataError(f"The tokenizer {path} cannot be read: {error.strerror}. Check data.tokenizer.path.") from error
+        raise DataError(
+            f"The tokenizer {path} cannot be read: {error.strerror}. Check data.tokenizer.path."
+        ) from error
     except Exception as error:  # the library raises Exception itself for a file that it does not know
         raise DataError(
             f"The tokenizer {path} is not a tokenizer.json that the tokenizers library reads: {error}. "
