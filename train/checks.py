@@ -174,12 +174,12 @@ def _check_schedule(config: Config, total: int | None) -> list[tuple[str, str]]:
     return []
 
 
-def check_devices(config: Config, device_count: int) -> dict[str, int]:
-    """The devices along each mesh axis, -1 resolved. ConfigError where machine, mesh and batch do not fit.
+def mesh_sizes(mesh: Mesh, device_count: int) -> dict[str, int]:
+    """The devices along each mesh axis, -1 resolved. ConfigError where the mesh does not fit the machine.
 
     A mesh smaller than the machine leaves the other devices idle; only -1 promises to take them all.
     """
-    sizes = dict(vars(config.mesh))
+    sizes = dict(vars(mesh))
     shown = " x ".join(f"{axis} {size}" for axis, size in sizes.items())
     fixed = math.prod(size for size in sizes.values() if size != -1)
     rest = [axis for axis, size in sizes.items() if size == -1]
@@ -195,6 +195,12 @@ def check_devices(config: Config, device_count: int) -> dict[str, int]:
                 f"not divide; the mesh is {shown}"
             )
         sizes[axis] = device_count // fixed
+    return sizes
+
+
+def check_devices(config: Config, device_count: int) -> dict[str, int]:
+    """The devices along each mesh axis, -1 resolved. ConfigError where machine, mesh and batch do not fit."""
+    sizes = mesh_sizes(config.mesh, device_count)
     rows, shards = config.train.batch_size // config.train.accumulate, sizes["data"] * sizes["fsdp"]
     if rows % shards:
         raise ConfigError(

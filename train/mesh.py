@@ -17,6 +17,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from data.errors import ConfigError
 from model.parameters import path_name
 from train import config as cfg
+from train.checks import mesh_sizes
 
 Rules = Mapping[str, str | tuple[str, ...] | None]
 
@@ -45,31 +46,21 @@ RULES: Rules = {
 
 
 def make_mesh(config: cfg.Mesh, devices=None) -> Mesh:
-    """The mesh of `config` over `devices` (None: all of the run's, in JAX's order), all of them used.
+    """The mesh of `config` over the first of `devices` (None: all of the run's), in JAX's order.
 
-    Raises ConfigError where the axes do not multiply to the number of devices.
+    Raises ConfigError where the axes do not fit the devices, or would leave a process without one.
     """
     devices = jax.devices() if devices is None else list(devices)
-    sizes = _sizes(config, len(devices))
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
-
-
-def _sizes(config: cfg.Mesh, count: int) -> tuple[int, ...]:
-    sizes = [vars(config)[axis] for axis in AXES]
-    asked = ", ".join(f"mesh.{axis} {size}" for axis, size in zip(AXES, sizes, strict=True))
-    open_axes = [index for index, size in enumerate(sizes) if size == -1]
-    if len(open_axes) > 1 or any(size < 1 and size != -1 for size in sizes):
-        raise ConfigError(f"{asked}: sizes are at least 1, and -1 (the rest) stands on at most one axis.")
-    product = math.prod(size for size in sizes if size != -1)
-    if open_axes and count % product == 0:
-        sizes[open_axes[0]] = count // product
-    elif open_axes or product != count:
-        wanted = f"a multiple of {product}" if open_axes else f"{product}"
+    sizes = mesh_sizes(config, len(devices))
+    shape, types = tuple(sizes[axis] for axis in AXES), (AxisType.Auto,) * len(AXES)
+    mesh = jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
+    idle = {device.process_index for device in devices} - {d.process_index for d in mesh.devices.flat}
+    if idle:
         raise ConfigError(
-            f"{asked} ask for {wanted} devices, and there are {count}: choose sizes whose product is "
-            f"{count}, or -1 (the rest) for one of them."
+            f"The mesh {_mesh(mesh)} leaves processes {sorted(idle)} without a device; start fewer, or give "
+            "one axis -1: the rest of the devices."
         )
-    return tuple(sizes)
+    return mesh
 
 
 def mesh_axes(name: str, rules: Rules) -> tuple[str, ...]:

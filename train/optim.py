@@ -19,7 +19,7 @@ import optax
 import optax.contrib
 
 from data.errors import ConfigError
-from model.parameters import KINDS, Declaration, path_name
+from model.parameters import Declaration, path_name
 from train import config as cfg
 
 
@@ -173,12 +173,8 @@ class Optimizer:
 def build(config: cfg.Optim, declarations) -> Optimizer:
     """The optimizer of a tree of `Declaration`s.
 
-    Raises ConfigError where a group's pattern is no regular expression or matches no parameter, where
-    `decay_kinds` names no kind, or where nothing is left to train.
+    Raises ConfigError where a group's pattern matches no parameter, or where nothing is left to train.
     """
-    unknown = [kind for kind in config.decay_kinds if kind not in KINDS]
-    if unknown:
-        raise ConfigError(f"optim.decay_kinds holds {unknown[0]!r}, which is none of {', '.join(KINDS)}.")
     leaves, _ = jax.tree_util.tree_flatten_with_path(declarations)
     named = {path_name(path): declaration for path, declaration in leaves}
     groups = _groups(config.groups, tuple(named))
@@ -206,16 +202,12 @@ def _groups(groups: tuple[cfg.Group, ...], names: tuple[str, ...]) -> dict[str, 
     """The group that holds for each parameter that is in one: the last that matches."""
     held = {}
     for index, group in enumerate(groups):
-        key = f"optim.groups.{index}.pattern"
-        try:
-            pattern = re.compile(group.pattern)
-        except re.error as error:
-            raise ConfigError(f"{key} is {group.pattern!r}, not a regular expression: {error}.") from error
-        matched = [name for name in names if pattern.search(name)]
+        matched = [name for name in names if re.search(group.pattern, name)]
         if not matched:
             near = get_close_matches(group.pattern, names, n=3, cutoff=0.0)
             raise ConfigError(
-                f"{key} is {group.pattern!r}, which matches no parameter; near: {', '.join(near)}."
+                f"optim.groups.{index}.pattern is {group.pattern!r}, which matches no parameter; near it are "
+                f"{', '.join(near)}."
             )
         held.update(dict.fromkeys(matched, group))
     return held

@@ -53,7 +53,7 @@ def cosine(config, peak_step: int, last: int, resolve: Resolve):
 
 def wsd(config, peak_step: int, last: int, resolve: Resolve):
     """The peak, then a line over the last `decay` steps (Hu et al. 2024), never before the warm-up ends."""
-    start = max(peak_step, last - _count(resolve, config, "decay"))
+    start = max(peak_step, last - resolve(config.decay))
     return lambda step: jnp.where(step <= start, 1.0, between(config.final, remaining(step, start, last)))
 
 
@@ -75,15 +75,13 @@ def build(schedule: Any, learning_rate: float, total_steps: int, resolve: Resolv
     """The learning rate as a function of the step: int (Python, or traced int32) -> float32 scalar.
 
     `schedule` is one of the schedules of `train.config`, `learning_rate` its peak, `resolve` turns a
-    `Duration` into steps. Raises ConfigError where the run is longer than int32 counts, or empty, or a
-    duration is negative.
+    `Duration` into steps. Raises ConfigError where the run is longer than int32 counts, or empty.
     """
     if not 1 <= total_steps <= MAX_STEPS:
         raise ConfigError(
             f"train.steps comes to {total_steps} steps; a run has at least 1 and at most {MAX_STEPS}."
         )
-    warmup = _count(resolve, schedule, "warmup")
-    last, peak_step = total_steps - 1, max(warmup - 1, 0)
+    last, peak_step = total_steps - 1, max(resolve(schedule.warmup) - 1, 0)
     shape = SHAPES[schedule.name](schedule, peak_step, last, resolve)
 
     def rate(step):
@@ -94,13 +92,3 @@ def build(schedule: Any, learning_rate: float, total_steps: int, resolve: Resolv
         return jnp.float32(learning_rate) * share.astype(jnp.float32)
 
     return rate
-
-
-def _count(resolve: Resolve, schedule: Any, field: str) -> int:
-    duration = vars(schedule)[field]
-    steps = resolve(duration)
-    if steps < 0:
-        raise ConfigError(
-            f"optim.schedule.{field} is {duration!r}, which comes to {steps} steps; it must not be negative."
-        )
-    return steps
