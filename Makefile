@@ -1,0 +1,63 @@
+# Every target sets up what it needs by itself, once. `make setup DEVICE=cuda` or `DEVICE=tpu` is for accelerators.
+# PYTHON names the interpreter of the environment, VENV its folder.
+
+PYTHON ?= python3
+VENV ?= .venv
+DEVICE ?= $(or $(shell cat $(VENV)/device 2>/dev/null),cpu)
+
+PY := $(VENV)/bin/python
+INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check
+REQUIREMENTS_cpu := requirements.txt
+REQUIREMENTS_cuda := requirements-cuda.txt
+REQUIREMENTS_tpu := requirements-tpu.txt
+REQUIREMENTS := $(or $(REQUIREMENTS_$(DEVICE)),$(error DEVICE is $(DEVICE), must be cpu, cuda or tpu))
+RUN := $(VENV)/installed-$(DEVICE)
+DEV := $(VENV)/installed-dev
+
+SUPPORTED := 3.11 3.12 3.13 3.14
+VERSION = $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+FOUND = $(or $(VERSION),no Python that runs)
+REFUSAL = Plumbline needs Python 3.11, 3.12, 3.13 or 3.14, and $(PYTHON) is $(FOUND). Install one of them and \
+name it: `make PYTHON=python3.12 ...`
+
+.PHONY: setup quickstart test test-all lint bench notebook goldens
+.DELETE_ON_ERROR:
+
+setup: $(RUN)
+
+$(PY):
+	$(if $(filter $(SUPPORTED),$(VERSION)),,$(error $(REFUSAL)))
+	@$(PYTHON) -m venv --clear $(VENV) || { rm -rf $(VENV); exit 1; }
+
+$(RUN): requirements.txt $(REQUIREMENTS) | $(PY)
+	@echo "Installing $(REQUIREMENTS) into $(VENV), once: about a gigabyte, some minutes."
+	@$(INSTALL) -r $(REQUIREMENTS)
+	@echo $(DEVICE) > $(VENV)/device
+	@touch $@
+
+$(DEV): requirements-dev.txt $(RUN)
+	@$(INSTALL) -r requirements-dev.txt
+	@touch $@
+
+quickstart: $(RUN)
+	$(PY) -m train.main --config configs/quickstart.py --workdir runs/quickstart
+	$(PY) -m experiments.quickstart --run runs/quickstart
+
+test: $(DEV)
+	$(PY) -m pytest -m "not slow"
+
+test-all: $(DEV)
+	$(PY) -m pytest
+
+lint: $(DEV)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+bench: $(RUN)
+	$(PY) -m experiments.bench
+
+notebook: $(RUN)
+	@for notebook in experiments/notebooks/*.py; do echo "$$notebook"; $(PY) "$$notebook" || exit 1; done
+
+goldens: $(DEV)
+	$(PY) -m pytest -m "not slow" --update-goldens

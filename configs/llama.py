@@ -1,0 +1,108 @@
+"""Llama 3 (Llama Team 2024) in its published sizes.
+
+    configs/llama.py:debug              2 layers x 64, on the text that every Python carries
+    configs/llama.py:1b                 Llama 3.2 1B: 16 layers x 2048
+    configs/llama.py:8b                 Llama 3.1 8B: 32 layers x 4096
+    configs/llama.py:70b                Llama 3.1 70B: 80 layers x 8192
+
+The debug size needs nothing but this repository:
+
+    python -m train.main --config configs/llama.py:debug --workdir runs/llama-debug
+
+The others read your text and Llama 3's tokenizer:
+
+    python -m train.main --config configs/llama.py:8b --workdir runs/llama-8b \
+        --config.data.source.paths='text/*.txt' --config.data.tokenizer.path=tokenizer.json
+
+Peak learning rates and contexts are the paper's (its table 3), 1B taking those of 8B. Where the paper is silent on
+a size, AdamW, warm-up and clipping are Llama 2's (Touvron et al. 2023). The batch is 512 rows of 8192 tokens;
+on few accelerators, raise `train.accumulate`: the numbers stay the same.
+"""
+
+from typing import NamedTuple
+
+from data.config import BpeTokenizer, FileTokenizer, TextSource
+from model.config import Layer, Llama3Scaling, Model
+from train.config import AdamW, defaults
+
+
+class Size(NamedTuple):
+    layers: int
+    embed: int
+    heads: int
+    kv_heads: int
+    hidden: int
+    tied_head: bool
+    rotary_factor: float
+    learning_rate: float
+    tokens: str
+    tensor: int  # devices that share each matrix
+
+
+SIZES = {
+    "1b": Size(16, 2048, 32, 8, 8192, True, 32.0, 3e-4, "9e12 tokens", 1),
+    "8b": Size(32, 4096, 32, 8, 14336, False, 8.0, 3e-4, "15e12 tokens", 1),
+    "70b": Size(80, 8192, 64, 8, 28672, False, 8.0, 1.5e-4, "15e12 tokens", 8),
+}
+
+
+def get_config(arg: str | None = None):
+    """The configuration of one size."""
+    if arg == "debug":
+        return debug()
+    if arg not in SIZES:
+        sizes = ", ".join(("debug", *SIZES))
+        raise ValueError(f"the size is {arg or 'missing'}, must be one of {sizes}, as in configs/llama.py:8b")
+    size, config = SIZES[arg], defaults()
+    architecture(
+        config.model, size.layers, size.embed, size.heads, size.kv_heads, size.hidden, size.rotary_factor
+    )
+    config.model.vocab_size = 128256
+    config.model.tied_head = size.tied_head
+    config.model.dtype = "bfloat16"
+    config.model.remat = "full"
+    config.data.source = TextSource()
+    config.data.tokenizer = FileTokenizer(end_of_text="<|end_of_text|>")
+    config.data.length = 8192
+    config.optim.optimizer = AdamW(b1=0.9, b2=0.95, epsilon=1e-5, weight_decay=0.1)
+    config.optim.learning_rate = size.learning_rate
+    config.optim.schedule.warmup = "2000 steps"
+    config.train.steps = size.tokens
+    config.train.batch_size = 512
+    config.train.loss_chunks = 16
+    config.checkpoint.every = 1000
+    config.eval.every = 1000
+    config.mesh.data, config.mesh.fsdp, config.mesh.tensor = 1, -1, size.tensor
+    return config
+
+
+def architecture(
+    model: Model, layers: int, embed: int, heads: int, kv_heads: int, hidden: int, rotary_factor: float
+):
+    """Llama 3's block at any size."""
+    model.num_layers = layers
+    model.embed_dim = embed
+    model.attention.num_heads = heads
+    model.attention.num_kv_heads = kv_heads
+    model.feed_forward.hidden_dim = hidden
+    model.feed_forward.activation = "silu"
+    model.feed_forward.gated = True
+    model.norm.name = "rmsnorm"
+    model.norm.epsilon = 1e-5
+    model.pattern = (Layer(rotary_base=500_000.0, rotary_scaling=Llama3Scaling(factor=rotary_factor)),)
+
+
+def debug():
+    """The same block small enough for one core, on the embedded corpus."""
+    config = defaults()
+    architecture(config.model, layers=2, embed=64, heads=4, kv_heads=2, hidden=192, rotary_factor=8.0)
+    config.model.vocab_size = 512
+    config.data.tokenizer = BpeTokenizer(vocab_size=512)
+    config.data.length = 64
+    config.optim.learning_rate = 1e-3
+    config.optim.schedule.warmup = "10%"
+    config.train.steps = 20
+    config.checkpoint.every = 10
+    config.eval.every = 10
+    config.eval.batches = 4
+    return config
