@@ -24,6 +24,7 @@ name it: `make PYTHON=python3.12 ...`
 .DELETE_ON_ERROR:
 
 setup: $(RUN)
+	@echo "$(VENV) is ready for $(DEVICE)."
 
 $(PY):
 	$(if $(filter $(SUPPORTED),$(VERSION)),,$(error $(REFUSAL)))

@@ -14,9 +14,9 @@ The others read your text and Llama 3's tokenizer:
     python -m train.main --config configs/llama.py:8b --workdir runs/llama-8b \
         --config.data.source.paths='text/*.txt' --config.data.tokenizer.path=tokenizer.json
 
-Peak learning rates and contexts are the paper's (its table 3), 1B taking those of 8B. Where the paper is silent on
-a size, AdamW, warm-up and clipping are Llama 2's (Touvron et al. 2023). The batch is 512 rows of 8192 tokens;
-on few accelerators, raise `train.accumulate`: the numbers stay the same.
+Peak learning rates and contexts are the paper's (its table 3), 1B taking those of 8B. Where the paper is
+silent on a size, AdamW, warm-up and clipping are Llama 2's (Touvron et al. 2023). The batch is 512 rows of
+8192 tokens; on few accelerators, raise `train.accumulate`: the numbers stay the same.
 """
 
 from typing import NamedTuple

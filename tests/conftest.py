@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-# XLA's reductions through YNNPACK race on several cores (jax#39741): without them, equal inputs give equal bits.
+# XLA's reductions through YNNPACK race (jax#39741): without them, equal inputs give equal bits.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_experimental_ynn_fusion_type=".strip()
 os.environ["TOKENIZERS_PARALLELISM"] = "true"
 # One compilation of equal programs in a session, processes started by tests included; gone when it ends.
