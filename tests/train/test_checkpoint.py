@@ -3,9 +3,9 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import jax
@@ -529,3 +529,42 @@ def test_one_save_at_a_time(tmp_path):
         assert steps(tmp_path) in (list(range(1, step)), list(range(1, step + 1)))
     checkpointer.wait()
     assert steps(tmp_path) == [1, 2, 3, 4, 5]
+
+
+# --- several processes
+
+
+def run_pair(directory: Path, what: str) -> list[str]:
+    """What two processes print that run `pair.py` together."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    pair = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.train.pair", port, str(index), str(directory), what],
+            cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for index in range(2)
+    ]  # fmt: skip
+    ended = [process.communicate(timeout=120) for process in pair]
+    assert [process.returncode for process in pair] == [0, 0], ended
+    return [out for out, _ in ended]
+
+
+def test_two_processes_save_and_restore_as_one(tmp_path):
+    run_pair(tmp_path, "whole")
+    assert steps(tmp_path) == [1, 2]
+    assert not list((tmp_path / manifest.INCOMING).iterdir())
+    got = restore(
+        tmp_path / "1",
+        {"w": jax.ShapeDtypeStruct((8, 8), np.float32), "step": jax.ShapeDtypeStruct((), np.int32)},
+    )
+    np.testing.assert_array_equal(got["w"], np.arange(64).reshape(8, 8) + 1)
+
+
+@pytest.mark.slow
+def test_a_process_that_does_not_deliver_is_named(tmp_path):
+    first, second = run_pair(tmp_path, "silent")
+    assert "HungError" in first and "process 1 wrote no digests within 2 s" in first
+    assert "StorageError" in second and "process 0 gave up" in second
