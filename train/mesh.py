@@ -72,9 +72,7 @@ def mesh_axes(name: str, rules: Rules) -> tuple[str, ...]:
     return () if axes is None else (axes,) if isinstance(axes, str) else axes
 
 
-def spec(
-    names: tuple[str, ...], rules: Rules, mesh: Mesh, shape: tuple[int, ...] | None = None
-) -> PartitionSpec:
+def spec(names: tuple[str, ...], rules: Rules, mesh: Mesh, shape: tuple[int, ...] | None = None) -> PartitionSpec:
     """The partition of an array whose axes have these logical names, one entry an axis.
 
     Raises ValueError on a name without a rule, a rule for an axis that the mesh lacks, a mesh axis used
@@ -87,9 +85,7 @@ def spec(
         axes = mesh_axes(name, rules)
         for axis in axes:
             if axis not in mesh.shape:
-                raise ValueError(
-                    f"logical axis {name!r} goes to {axis!r}, which is none of {tuple(mesh.shape)}"
-                )
+                raise ValueError(f"logical axis {name!r} goes to {axis!r}, which is none of {tuple(mesh.shape)}")
             if axis in used:
                 raise ValueError(f"mesh axis {axis!r} divides both {used[axis]!r} and {name!r} of {names}")
             used[axis] = name
@@ -158,11 +154,8 @@ def state_shardings(abstract_state, declarations, rules: Rules, mesh: Mesh):
 
 
 def batch_shardings(batch_spec: Mapping, rules: Rules, mesh: Mesh) -> dict[str, NamedSharding]:
-    """A NamedSharding for each key of an objective's `{key: (shape, dtype, logical axes)}`."""
-    return {
-        key: NamedSharding(mesh, spec(axes, rules, mesh, shape))
-        for key, (shape, _, axes) in batch_spec.items()
-    }
+    """A NamedSharding for each key of an objective's `{key: (shape or None, dtype, logical axes)}`."""
+    return {key: NamedSharding(mesh, spec(axes, rules, mesh, shape)) for key, (shape, _, axes) in batch_spec.items()}
 
 
 def check_mesh(declarations, rows: int, rules: Rules, mesh: Mesh) -> None:
@@ -178,9 +171,7 @@ def check_mesh(declarations, rows: int, rules: Rules, mesh: Mesh) -> None:
             clashes.setdefault(clash, []).append(path_name(path))
     if clashes:
         listed = "; ".join(f"{clash} ({', '.join(where)})" for clash, where in clashes.items())
-        raise ConfigError(
-            f"The mesh {_mesh(mesh)} does not fit: {listed}. Choose mesh sizes that divide these."
-        )
+        raise ConfigError(f"The mesh {_mesh(mesh)} does not fit: {listed}. Choose mesh sizes that divide these.")
 
 
 def describe(declarations, rules: Rules, mesh: Mesh) -> str:
@@ -217,9 +208,7 @@ def global_batch(local: Mapping[str, np.ndarray], shardings: Mapping[str, NamedS
 def _global_array(part: np.ndarray, sharding: NamedSharding, rows: int):
     first, stop = local_rows(sharding, rows)
     if len(part) != stop - first:
-        raise ValueError(
-            f"this process supplies rows {first} to {stop} of the batch, but has {len(part)} rows"
-        )
+        raise ValueError(f"this process supplies rows {first} to {stop} of the batch, but has {len(part)} rows")
 
     def cut(index):
         start, stop, _ = index[0].indices(rows)

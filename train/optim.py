@@ -51,9 +51,7 @@ def adamw(config: cfg.AdamW, declaration: Declaration) -> Rule:
 def adafactor(config: cfg.Adafactor, declaration: Declaration) -> Rule:
     """Shazeer and Stern 2018, algorithms 4 and 5, without momentum; factored over the two largest axes."""
     pieces = [
-        optax.scale_by_factored_rms(
-            decay_rate=config.decay_rate, min_dim_size_to_factor=config.min_dim_size_to_factor
-        ),
+        optax.scale_by_factored_rms(decay_rate=config.decay_rate, min_dim_size_to_factor=config.min_dim_size_to_factor),
         optax.clip_by_block_rms(config.clipping_threshold),
     ]
     if config.multiply_by_parameter_scale:
@@ -181,9 +179,7 @@ def build(config: cfg.Optim, declarations) -> Optimizer:
     plans = {name: _plan(config, declaration, groups.get(name)) for name, declaration in named.items()}
     if all(plan.frozen for plan in plans.values()):
         patterns = ", ".join(repr(group.pattern) for group in config.groups if group.freeze)
-        raise ConfigError(
-            f"optim.groups freezes every parameter, by {patterns}; leave at least one to train."
-        )
+        raise ConfigError(f"optim.groups freezes every parameter, by {patterns}; leave at least one to train.")
     return Optimizer(plans)
 
 

@@ -46,9 +46,7 @@ def linear(config, peak_step: int, last: int, resolve: Resolve):
 
 def cosine(config, peak_step: int, last: int, resolve: Resolve):
     """Half a cosine (Loshchilov and Hutter 2016, no restarts), as sin^2 of the rest: exact near the end."""
-    return lambda step: between(
-        config.final, jnp.square(jnp.sin(jnp.pi / 2 * remaining(step, peak_step, last)))
-    )
+    return lambda step: between(config.final, jnp.square(jnp.sin(jnp.pi / 2 * remaining(step, peak_step, last))))
 
 
 def wsd(config, peak_step: int, last: int, resolve: Resolve):
@@ -78,9 +76,7 @@ def build(schedule: Any, learning_rate: float, total_steps: int, resolve: Resolv
     `Duration` into steps. Raises ConfigError where the run is longer than int32 counts, or empty.
     """
     if not 1 <= total_steps <= MAX_STEPS:
-        raise ConfigError(
-            f"train.steps comes to {total_steps} steps; a run has at least 1 and at most {MAX_STEPS}."
-        )
+        raise ConfigError(f"train.steps comes to {total_steps} steps; a run has at least 1 and at most {MAX_STEPS}.")
     last, peak_step = total_steps - 1, max(resolve(schedule.warmup) - 1, 0)
     shape = SHAPES[schedule.name](schedule, peak_step, last, resolve)
 

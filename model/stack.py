@@ -1,0 +1,82 @@
+"""A stack of equal periods of blocks: parameters stacked over periods, applied by a plain `jax.lax.scan`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from model import config as cfg
+from model.attention import Shared
+from model.block import Block
+from model.ops.attention import Places
+from model.parameters import stack
+
+REMAT_POLICIES: dict[str, Callable] = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_saveable,
+    "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+@dataclass(frozen=True)
+class Stack:
+    """`periods` turns of `blocks`; `first` is the index in the model of its first layer."""
+
+    config: cfg.Model
+    blocks: tuple[Block, ...]
+    periods: int
+    first: int
+
+    @property
+    def num_layers(self) -> int:
+        return self.periods * len(self.blocks)
+
+    def initialise(self, key) -> dict:
+        """Parameters `{entry of the period: tree of Declared}`, each with a leading axis of `periods`.
+
+        Every layer draws from its own index, so that no layer depends on how layers are grouped.
+        """
+        nothing = jnp.zeros((1, 1), jnp.int32)
+        shared = Shared(Places(nothing, nothing), ())
+        x_BxLxD = jnp.zeros((1, 1, self.config.embed_dim), self.config.dtype)
+        table = (jnp.zeros((1, 1, self.config.head_dim // 2)),) * 2
+        table = table if isinstance(self.config.positions, cfg.RotaryPositions) else None
+        params = {}
+        for entry, block in enumerate(self.blocks):
+            layers = self.first + entry + len(self.blocks) * jnp.arange(self.periods)
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(key, layers)
+            boxed = jax.vmap(lambda key, block=block: block.init(key, x_BxLxD, shared, table)["params"])(keys)
+            params[str(entry)] = stack(boxed)
+        return params
+
+    def apply(self, params, x_BxLxD, shared: Shared, key=None, cache=None):
+        """Returns (`[B, L, D]`, aux, cache), aux and cache with a leading axis of `num_layers`."""
+
+        def period(x_BxLxD, per_period):
+            params, indices, cache = per_period
+            auxes, caches = [], []
+            for entry, block in enumerate(self.blocks):
+                layer_key = None if key is None else jax.random.fold_in(key, indices[entry])
+                layer_cache = jax.tree.map(lambda part, entry=entry: part[entry], cache)
+                arguments = (x_BxLxD, shared, shared.tables[entry], layer_key, layer_cache)
+                x_BxLxD, aux, layer_cache = block.apply({"params": params[str(entry)]}, *arguments)
+                auxes.append(aux)
+                caches.append(layer_cache)
+            return x_BxLxD, jax.tree.map(lambda *parts: jnp.stack(parts), (auxes[0], caches[0]), *zip(auxes[1:], caches[1:], strict=True))
+
+        if self.config.remat != "none":
+            policy = REMAT_POLICIES[self.config.remat]
+            period = jax.checkpoint(period, policy=policy, prevent_cse=self.config.unroll > 1)
+        indices = jnp.arange(self.num_layers, dtype=jnp.int32) + self.first
+        by_period = jax.tree.map(self._by_period, (indices, cache))
+        x_BxLxD, per_period = jax.lax.scan(
+            period, x_BxLxD, (params, *by_period), length=self.periods, unroll=min(self.config.unroll, self.periods)
+        )
+        aux, cache = jax.tree.map(lambda part: part.reshape(self.num_layers, *part.shape[2:]), per_period)
+        return x_BxLxD, aux, cache
+
+    def _by_period(self, part):
+        return part.reshape(self.periods, len(self.blocks), *part.shape[1:])

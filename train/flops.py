@@ -1,0 +1,68 @@
+"""Arithmetic of a step, and how much of the machine it uses.
+
+MFU (Chowdhery et al. 2022, appendix B) = tokens per second * FLOPs per token / peak FLOPs per second, with
+
+    FLOPs per token = 6 * (parameters of kernels, the head included) + 6 * sum over layers of heads * head_dim * keys
+
+`keys` is min(length, window): the causal half of attention is counted once, and embeddings are not counted.
+Recomputation under remat is not counted either.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+
+import jax
+import jax.numpy as jnp
+
+from model.config import Model
+from model.parameters import Declaration
+
+# Dense bfloat16 peaks that the makers state, FLOP/s a device, by the start of JAX's device_kind.
+PEAKS = {
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA A100": 312e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+}
+FORMULA = "(6 * kernels + 6 * layers * heads * head_dim * min(length, window)) * tokens/s / peak"
+
+
+def parameter_count(declarations) -> int:
+    """All parameters, the padding of the vocabulary included."""
+    return sum(math.prod(declaration.shape) for declaration in _leaves(declarations))
+
+
+def _leaves(declarations) -> list[Declaration]:
+    return jax.tree.leaves(declarations)
+
+
+def flops_per_token(model: Model, declarations, length: int) -> float:
+    """FLOPs of a forward and backward pass for each input position of rows of `length`."""
+    kernels = sum(math.prod(leaf.shape) for leaf in _leaves(declarations) if leaf.kind == "kernel")
+    if model.tied_head:
+        kernels += model.padded_vocab_size * model.embed_dim
+    layers = [model.pattern[index % len(model.pattern)] for index in range(model.num_layers)]
+    keys = sum(min(length, layer.window or length) for layer in layers)
+    return 6.0 * kernels + 6.0 * keys * model.attention.num_heads * model.head_dim
+
+
+def peak_flops(device: jax.Device, dtype: str) -> tuple[float, str]:
+    """(FLOP/s of one device, how it is known): the maker's figure, or a matrix product timed here."""
+    for kind, peak in PEAKS.items():
+        if device.device_kind.startswith(kind):
+            return peak, f"{device.device_kind}, bfloat16, as its maker states"
+    size, runs = 1536, 3
+    x = jax.device_put(jnp.ones((size, size), dtype), device)
+    product = jax.jit(jnp.matmul)
+    product(x, x).block_until_ready()
+    best = math.inf
+    for _ in range(runs):
+        began = time.perf_counter()
+        product(x, x).block_until_ready()
+        best = min(best, time.perf_counter() - began)
+    return 2.0 * size**3 / best, f"{device.device_kind}, {dtype}, a {size} x {size} product measured at start"

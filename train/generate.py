@@ -1,0 +1,130 @@
+"""`python -m train.generate --run DIR --prompt TEXT [--prompt TEXT ...]`: continue texts with a trained run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from data import tokenizer as tokenizers
+from data.cli import run_command
+from data.errors import ConfigError
+from data.schema import from_plain
+from data.tokenizer import Tokenizer
+from model.generate import Sampling, generate
+from model.parameters import declarations
+from model.transformer import Transformer, initialise
+from train.checkpoint import load_params
+from train.config import Config
+from train.errors import CheckpointError
+from train.rundir import read_json
+
+PAD_TO = 32  # prompts are padded to a multiple, so that similar ones share a compilation
+
+
+def load_run(run: Path) -> tuple[Transformer, dict, Tokenizer]:
+    """Model, parameters (newest checkpoint, one device) and tokenizer of a run directory."""
+    if not run.is_dir():
+        raise ConfigError(f"--run {run} is not a directory")
+    plain = read_json(run / "config.json")
+    if plain is None:
+        raise CheckpointError(f"{run} holds no run: it has no config.json. Train one with python -m train.main")
+    model = Transformer(from_plain(Config, plain).model)
+    shapes = jax.eval_shape(lambda key: initialise(model, key), jax.random.key(0))
+    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), declarations(shapes))
+    params = load_params(run, abstract)
+    return model, params, tokenizers.load(run / "tokenizer.json")
+
+
+def continue_texts(
+    run: tuple[Transformer, dict, Tokenizer], prompts: Sequence[str], max_new_tokens: int, sampling: Sampling, seed: int
+) -> list[dict]:
+    """{"prompt", "text", "tokens", "ended"} for each prompt, in order; `tokens` are the new ids, without the end.
+
+    A prompt stands behind an end-of-text token, as a document does in training, and draws from a key of its
+    own made of `seed`, its text and how often it stood before: the other prompts change nothing.
+    """
+    model, params, tokenizer = run
+    ids = [[tokenizer.end_of_text, *row] for row in tokenizer.encode_batch(prompts)]
+    longest, limit = max(map(len, ids)), model.config.max_length
+    if limit is not None and longest + max_new_tokens > limit:
+        raise ConfigError(
+            f"the longest prompt has {longest} tokens and --max_new_tokens is {max_new_tokens}: together more than the "
+            f"{limit} positions of the model's table. Shorten one of them"
+        )
+    padded = -(-longest // PAD_TO) * PAD_TO
+    if limit is not None:
+        padded = min(padded, limit - max_new_tokens)
+    tokens_BxL = np.full((len(ids), padded), tokenizer.end_of_text, np.int32)
+    for row, values in enumerate(ids):
+        tokens_BxL[row, : len(values)] = values
+    lengths_B = np.array([len(row) for row in ids], np.int32)
+    new_BxT, counts_B = jax.device_get(
+        generate(
+            model, params, tokens_BxL, lengths_B, prompt_keys(prompts, seed), max_new_tokens, tokenizer.end_of_text, sampling
+        )
+    )
+    return [
+        _result(tokenizer, prompt, row[:count].tolist())
+        for prompt, row, count in zip(prompts, new_BxT, counts_B, strict=True)
+    ]
+
+
+def _result(tokenizer: Tokenizer, prompt: str, tokens: list[int]) -> dict:
+    ended = bool(tokens) and tokens[-1] == tokenizer.end_of_text
+    tokens = tokens[:-1] if ended else tokens
+    return {"prompt": prompt, "text": tokenizer.decode(tokens), "tokens": tokens, "ended": ended}
+
+
+def prompt_keys(prompts: Sequence[str], seed: int):
+    """A key for each prompt, from `seed`, the prompt and how many equal ones stand before it."""
+    counts: dict[str, int] = {}
+    keys = []
+    for prompt in prompts:
+        seen = counts[prompt] = counts.get(prompt, -1) + 1
+        keys.append(jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), zlib.crc32(prompt.encode())), seen))
+    return jnp.stack(keys)
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m train.generate", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--run", required=True, type=Path, help="a run directory")
+    parser.add_argument("--prompt", action="append", required=True, help="may be given several times")
+    parser.add_argument("--max_new_tokens", type=int, default=64)
+    parser.add_argument("--temperature", type=float, default=1.0, help="0 takes the likeliest token")
+    parser.add_argument("--top_k", type=int)
+    parser.add_argument("--top_p", type=float)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true", help="a JSON list instead of text")
+    known = parser.parse_args(arguments)
+    for name, good, wanted in (
+        ("max_new_tokens", known.max_new_tokens >= 1, "at least 1"),
+        ("temperature", known.temperature >= 0, "at least 0"),
+        ("top_k", known.top_k is None or known.top_k >= 1, "at least 1"),
+        ("top_p", known.top_p is None or 0 < known.top_p <= 1, "above 0 and at most 1"),
+        ("seed", 0 <= known.seed < 2**32, "from 0 to 2**32 - 1"),
+    ):
+        if not good:
+            raise ConfigError(f"--{name} is {getattr(known, name)}, must be {wanted}")
+    return known
+
+
+def main(arguments: Sequence[str]) -> None:
+    known = parse(arguments)
+    sampling = Sampling(known.temperature, known.top_k, known.top_p)
+    results = continue_texts(load_run(known.run), known.prompt, known.max_new_tokens, sampling, known.seed)
+    if known.json:
+        print(json.dumps(results, ensure_ascii=False, indent=1))
+        return
+    for result in results:
+        print(f"{result['prompt']}{result['text']}\n")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,160 @@
+"""A run from its first step to its last: restore, loop, evaluate, save."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import jax
+
+from data.loader import Prefetcher
+from data.prepare import Prepared, prepare
+from data.schema import to_plain
+from data.store import check_vocabulary
+from train import checkpoint, flops, schedule
+from train.assembly import Assembly, assemble
+from train.checkpoint import Checkpointer
+from train.config import Config
+from train.errors import Stopped
+from train.evaluate import make_eval_step
+from train.metrics import make_writers
+from train.plan import Plan, make_plan
+from train.progress import make_progress
+from train.resume import check_resume
+from train.rundir import RunDirectory, open_run, scope_difference
+from train.session import Feed, Session
+from train.signals import StopSignal, Watchdog
+from train.state import State
+from train.step import Step
+
+
+def train(config: Config, workdir: Path) -> None:
+    """Train the run in `workdir` to its last step, from its newest checkpoint if it has one.
+
+    Raises the UserErrors that `data.errors` and `train.errors` list; Stopped after a signal.
+    """
+    assembly = assemble(config)
+    with open_run(workdir) as directory:
+        saved = directory.read_config()
+        notes = [] if saved is None else check_resume(saved, to_plain(config))
+        prepared = prepare(config.data)
+        check_vocabulary(prepared.train, config.model.vocab_size)
+        feed = Feed.make(assembly, prepared)
+        plan = make_plan(config, len(feed.loader.rows))
+        finished = checkpoint.newest_usable(directory.checkpoints)
+        if finished is not None and finished[1].step >= plan.total_steps:
+            say(f"the run in {workdir} has its {plan.total_steps} steps; raise train.steps to go on")
+            return
+        with StopSignal() as stop, Watchdog(config.train.hang_timeout) as watchdog:
+            session, state = begin(assembly, prepared, feed, plan, directory, notes)
+            try:
+                loop(session, state, stop, watchdog)
+            finally:
+                session.progress.close()
+                session.writers.close()
+
+
+def loop(session: Session, state: State, stop: StopSignal, watchdog: Watchdog) -> None:
+    """Step until the plan's last step or a signal; evaluate and save when due. Metrics are read one step late."""
+    config, plan = session.assembly.config, session.plan
+    train_step = compile_step(session)
+    first, pending = int(state.step), None
+    with Prefetcher(session.feed.batch, first, plan.total_steps, config.data.prefetch, config.data.timeout) as batches:
+        for step in range(first + 1, plan.total_steps + 1):
+            watchdog.beat(f"step {step}")
+            state, metrics = train_step(state, batches.get(step - 1))
+            if pending is not None:
+                session.record(*pending)
+            pending = (step, metrics)
+            stopping = session.stop_agreed(stop.requested is not None)
+            if stopping or plan.eval_due(step) or plan.save_due(step):
+                session.record(*pending)
+                pending = None
+                evaluated = session.evaluate(step, state) if plan.eval_due(step) else {}
+                if stopping or plan.save_due(step):
+                    session.save(step, state, evaluated)
+                session.resume_clock()
+            session.checkpointer.check()
+            if stopping and step < plan.total_steps:
+                session.checkpointer.wait()
+                raise Stopped(
+                    f"stopped by {stop.requested or 'a signal to another process'} after step {step}, which is saved; "
+                    "run the same command again to go on"
+                )
+    session.checkpointer.wait()
+
+
+def compile_step(session: Session):
+    """The jitted step: the state's buffers are reused, and its shardings stay what they are."""
+    assembly, plan = session.assembly, session.plan
+    config = assembly.config
+    step = Step(
+        task=assembly.task,
+        optimizer=assembly.optimizer,
+        schedule=schedule.build(config.optim.schedule, config.optim.learning_rate, plan.total_steps, plan.resolve),
+        seed=config.train.seed,
+        accumulate=config.train.accumulate,
+        clip_norm=config.optim.clip_norm,
+        ema_decay=config.optim.ema_decay,
+    )
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, assembly.abstract)
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+
+
+def begin(
+    assembly: Assembly, prepared: Prepared, feed: Feed, plan: Plan, directory: RunDirectory, notes: list[str]
+) -> tuple[Session, State]:
+    """The session and its state: restored, or fresh. From here on the run directory is written."""
+    config = assembly.config
+    restored = checkpoint.restore_newest(directory.checkpoints, assembly.abstract)
+    first = 0 if restored is None else restored[1].step
+    per_device, how = flops.peak_flops(assembly.mesh.devices.flat[0], config.model.dtype)
+    before = directory.read_environment()
+    keep = config.checkpoint
+    session = Session(
+        assembly=assembly,
+        plan=plan,
+        feed=feed,
+        eval_step=jax.jit(make_eval_step(assembly.task)),
+        writers=make_writers(config.log, directory.path, first, directory.primary),
+        progress=make_progress(plan.total_steps, first),
+        checkpointer=Checkpointer(directory.checkpoints, keep.keep, plan.keep_every, keep.best),
+        fingerprints={
+            "store_fingerprint": prepared.train.fingerprint,
+            "tokenizer_fingerprint": prepared.tokenizer.fingerprint,
+        },
+        peak=per_device * assembly.mesh.size,
+    )
+    if restored is not None:
+        session.resume(restored[1].metadata)
+    directory.write_config(to_plain(config), first)
+    if directory.primary:
+        prepared.tokenizer.save(directory.path / "tokenizer.json")
+    now = directory.write_environment()
+    difference = None if restored is None else scope_difference(before, now)
+    rows = feed.loader.rows
+    lines = [
+        f"run {directory.path}: step {first} of {plan.total_steps}, mesh {dict(assembly.mesh.shape)}",
+        f"{flops.parameter_count(assembly.declarations):,} parameters; an epoch is {len(rows):,} rows, "
+        f"{rows.num_targets:,} targets, {rows.dropped} tokens dropped",
+        f"MFU = {flops.FORMULA}; peak {session.peak / 1e9:.4g} GFLOP/s ({how})",
+        *assembly.optimizer.describe().splitlines(),
+        *(f"changed on resume: {note}" for note in notes),
+        *([difference] if difference else []),
+    ]
+    for line in lines:
+        say(line)
+    return session, restored[0] if restored is not None else initial(assembly)
+
+
+def initial(assembly: Assembly) -> State:
+    """The state of a first start: fresh weights, or those of `train.init_from`."""
+    source = assembly.config.train.init_from
+    if source is None:
+        return assembly.fresh()
+    return assembly.from_params(checkpoint.load_params(Path(source), assembly.abstract_params))
+
+
+def say(line: str) -> None:
+    if jax.process_index() == 0:
+        print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,52 @@
+"""`python -m train.main --config FILE.py[:arg] [--workdir DIR] [--config.key=value ...] [--dry_run]`: train or resume."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from data.cli import run_command
+from data.schema import config_hash
+from train.config import Config, load
+
+# XLA on CPU: reductions through YNNPACK race between cores (jax#39741). XLA on GPU: no atomics.
+DETERMINISTIC_FLAGS = ("--xla_cpu_experimental_ynn_fusion_type=", "--xla_gpu_deterministic_ops=true")
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m train.main", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--config", required=True, metavar="FILE.py[:arg]", help="a recipe, or a run's config.json")
+    parser.add_argument("--workdir", type=Path, help="the run's directory; default runs/<recipe>-<config hash>")
+    parser.add_argument("--dry_run", action="store_true", help="print sizes, FLOPs, memory, batch and mesh; exit")
+    known, overrides = parser.parse_known_args(arguments)
+    config = load(known.config, overrides)
+    prepare_runtime(config)
+
+    from train import dry_run, loop  # JAX reads its flags when it is first imported
+
+    if known.dry_run:
+        print(dry_run.describe(config))
+        return
+    loop.train(config, known.workdir or default_workdir(known.config, config))
+
+
+def prepare_runtime(config: Config) -> None:
+    """Set the flags of XLA, and join the other processes of a run where there are any."""
+    if config.train.deterministic:
+        os.environ["XLA_FLAGS"] = " ".join((os.environ.get("XLA_FLAGS", ""), *DETERMINISTIC_FLAGS)).strip()
+    if "JAX_COORDINATOR_ADDRESS" in os.environ:
+        import jax
+
+        jax.distributed.initialize()
+
+
+def default_workdir(spec: str, config: Config) -> Path:
+    """`runs/<recipe>-<config hash>`."""
+    file, _, argument = spec.partition(":")
+    return Path("runs") / "-".join(filter(None, (Path(file).stem, argument, config_hash(config))))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,170 @@
+"""What surrounds the steps of a run: its data, its counters, its records, its saves."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from data.errors import ConfigError
+from data.loader import DATA_ORDER_VERSION, Loader, evaluation_batches
+from data.packing import Rows, make_rows
+from data.prepare import Prepared
+from data.schema import config_hash, to_plain
+from train import flops, mesh
+from train.assembly import Assembly
+from train.checkpoint import Checkpointer
+from train.errors import DivergedError
+from train.evaluate import bits_per_byte, evaluate
+from train.metrics import Writers
+from train.plan import Plan
+from train.progress import BarProgress, PlainProgress
+from train.state import State
+
+
+@dataclass
+class Counters:
+    """Python integers, which do not overflow; they travel in the checkpoint's metadata."""
+
+    tokens: int = 0  # targets with weight, over all attempted steps
+    skipped: int = 0
+    bad_streak: int = 0  # non-finite steps in a row up to now
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Batches of a run on its devices, as pure functions of the step."""
+
+    assembly: Assembly
+    loader: Loader
+    validation: Rows | None
+
+    @staticmethod
+    def make(assembly: Assembly, prepared: Prepared) -> Feed:
+        data, train = assembly.config.data, assembly.config.train
+        rows = make_rows(prepared.train, data.length, data.packing)
+        held_out = prepared.validation
+        validation = None if held_out is None else make_rows(held_out, data.length, data.packing)
+        return Feed(assembly, Loader(rows, train.batch_size, train.seed, data.shuffle), validation)
+
+    def batch(self, step: int) -> dict:
+        """The global batch of `step`, each process having made its own rows."""
+        rows = self.loader.batch_size
+        return self._place(self.loader.batch(step, *self._local(rows)), rows)
+
+    def validation_batches(self) -> Iterator[dict]:
+        rows = self.assembly.eval_rows()
+        limit = self.assembly.config.eval.batches
+        for batch in evaluation_batches(self.validation, rows, limit, *self._local(rows)):
+            yield self._place(batch, rows)
+
+    def _local(self, rows: int) -> tuple[int, int]:
+        return mesh.local_rows(self.assembly.batch_shardings()["tokens"], rows)
+
+    def _place(self, batch: dict, rows: int) -> dict:
+        return mesh.global_batch(batch, self.assembly.batch_shardings(), rows)
+
+
+@dataclass
+class Session:
+    assembly: Assembly
+    plan: Plan
+    feed: Feed
+    eval_step: Callable
+    writers: Writers
+    progress: BarProgress | PlainProgress
+    checkpointer: Checkpointer
+    fingerprints: dict[str, str]
+    peak: float  # FLOP/s of all devices
+    counters: Counters = field(default_factory=Counters)
+    mark: float = field(default_factory=time.monotonic)  # when the last step was seen to end
+
+    def record(self, step: int, metrics: dict) -> None:
+        """Wait for a step's metrics and write them. DivergedError after too many refused steps in a row."""
+        values = {name: value.item() for name, value in jax.device_get(metrics).items()}
+        now = time.monotonic()
+        seconds, self.mark = now - self.mark, now
+        counters, targets = self.counters, values.pop("targets")
+        refused = values["skipped"] > counters.skipped
+        counters.tokens += targets
+        counters.skipped = values["skipped"]
+        counters.bad_streak = counters.bad_streak + 1 if refused else 0
+        rate = targets / seconds
+        config = self.assembly.config
+        per_token = flops.flops_per_token(config.model, self.assembly.declarations, config.data.length)
+        record = {
+            "step": step,
+            **values,
+            "tokens": counters.tokens,
+            "tokens_per_second": rate,
+            "step_seconds": seconds,
+            "mfu": rate * per_token / self.peak,
+            "time": time.time(),
+        }
+        self.writers.write(record)
+        self.progress.update(record)
+        if refused:
+            self.progress.message(f"step {step}: loss or gradient not finite; the update was refused")
+        if counters.bad_streak >= config.train.max_bad_steps:
+            raise DivergedError(self._diverged(step))
+
+    def _diverged(self, step: int) -> str:
+        loader = self.feed.loader
+        epoch, row = loader.row_index((step - 1) * loader.batch_size)
+        return (
+            f"the loss or its gradient was not finite for {self.counters.bad_streak} steps in a row, up to step {step} "
+            f"(train.max_bad_steps). Its batch is loader.batch({step - 1}) under seed {loader.seed}, beginning with row "
+            f"{row} of epoch {epoch}. The last checkpoint is sound; lower optim.learning_rate or look at the data"
+        )
+
+    def evaluate(self, step: int, state: State) -> dict[str, float]:
+        """Validation metrics under their names in the log; changes nothing in training."""
+        if self.feed.validation is None:
+            return {}
+        config, rows = self.assembly.config, self.feed.validation
+        params = state.ema if config.eval.ema else state.params
+        found = evaluate(self.assembly.task, self.eval_step, params, state.frozen, self.feed.validation_batches())
+        found["bits_per_byte"] = bits_per_byte(found["loss"], rows.num_targets, rows.store.text_bytes)
+        found = {f"eval/validation/{name}": value for name, value in found.items()}
+        self.writers.write({"step": step, **found})
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in found.items())
+        self.progress.message(f"step {step}  {shown}")
+        return found
+
+    def save(self, step: int, state: State, evaluated: dict[str, float]) -> None:
+        """Begin to save under `step`; its lines in the log reach the disk first."""
+        self.writers.sync()
+        metadata = {
+            "config_hash": config_hash(self.assembly.config),
+            "config": to_plain(self.assembly.config),
+            "data_order": DATA_ORDER_VERSION,
+            **self.fingerprints,
+            **vars(self.counters),
+        }
+        self.checkpointer.save(step, state, metadata, evaluated)
+
+    def resume(self, metadata: dict) -> None:
+        """Take over the counters of a checkpoint, after checking that its data is today's data."""
+        now = {"data_order": DATA_ORDER_VERSION, **self.fingerprints}
+        for name, value in now.items():
+            if metadata[name] != value:
+                raise ConfigError(
+                    f"this run cannot go on with other data: its {name} was {metadata[name]}, now {value}. Restore the "
+                    "text and the tokenizer it began with, or start a new run with another --workdir"
+                )
+        self.counters = Counters(*(metadata[name] for name in vars(Counters())))
+
+    def resume_clock(self) -> None:
+        """Leave evaluation and saving out of the next step's seconds."""
+        self.mark = time.monotonic()
+
+    def stop_agreed(self, requested: bool) -> bool:
+        """Whether any process was asked to stop: all leave after the same step."""
+        if jax.process_count() == 1:
+            return requested
+        return bool(np.any(multihost_utils.process_allgather(np.asarray(requested))))
+
