@@ -106,8 +106,8 @@ class Prefetcher:
                 if not self._changed.wait(deadline - time.monotonic()) and time.monotonic() >= deadline:
                     raise HungError(
                         f"The batch of step {step} did not come within {self._timeout:g} seconds "
-                        "(data.timeout): the loader hangs. Check the disk that holds data.cache_dir, then run "
-                        "the same command again."
+                        "(data.timeout): the loader hangs. Check the disk that holds data.cache_dir, then "
+                        "run the same command again."
                     )
             self._next = step + 1
             return self._ready.pop(step)

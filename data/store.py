@@ -32,7 +32,7 @@ from data.tokenizer import Tokenizer, load
 
 FORMAT = "plumbline token store"
 VERSION = 1
-SHARD_TOKENS = 1 << 27  # a constant of the format: the fingerprint is taken of whole shards
+SHARD_TOKENS = 1 << 28  # a constant of the format: the fingerprint is taken of whole shards
 BATCH_CHARACTERS = 1 << 21  # text handed to the tokenizer at a time
 WIDTHS = ("uint8", "uint16", "uint32")
 
@@ -154,9 +154,7 @@ def _fill(directory: Path, first, encoded: Iterator, tokenizer: Tokenizer, about
     finally:
         shards.close()
     if not counts["num_documents"]:
-        raise DataError(
-            f"No document to store: all {counts['empty_documents']} of them are empty. Check data.source."
-        )
+        raise DataError(f"No document to store: all {counts['empty_documents']} of them are empty. Check data.source.")
     tokenizer.save(directory / "tokenizer.json")
     names = [*shards.files, "documents.bin", "tokenizer.json"]
     files = {
@@ -250,12 +248,18 @@ class Store:
         self.dtype = np.dtype(self.header["dtype"]).newbyteorder("<")
         self.document_starts = self._map("documents.bin", np.dtype("<u8"))
         self._shard_tokens: int = self.header["shard_tokens"]
-        self._shards: dict[int, np.ndarray] = {}
+        # All of them now: files opened later could be those of a store that replaced this one.
+        count = -(-self.num_tokens // self._shard_tokens)
+        self._shards = [self._map(f"tokens-{index:05d}.bin", self.dtype) for index in range(count)]
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer that made the ids."""
-        return load(self.directory / "tokenizer.json", self.header["end_of_text_token"])
+        """The tokenizer that made the ids. Raises DataError when its file is not the one the header means."""
+        path = self.directory / "tokenizer.json"
+        loaded = load(path, self.header["end_of_text_token"])
+        if loaded.fingerprint != self.header["tokenizer_fingerprint"]:
+            raise DataError(f"{path} is damaged. {_remedy(self.directory)}")
+        return loaded
 
     def tokens(self, start: int, stop: int) -> np.ndarray:
         """Ids [stop - start] of the stream, in the stored type; a view of the disk, a copy across shards.
@@ -266,16 +270,12 @@ class Store:
             raise IndexError(f"tokens {start} to {stop} of {self.num_tokens} in {self.directory}")
         size = self._shard_tokens
         index, offset = divmod(start, size)
-        if stop <= (index + 1) * size:
-            return (
-                self._shard(index)[offset : offset + stop - start]
-                if stop > start
-                else np.empty(0, self.dtype)
-            )
-        parts = []
+        if start < stop <= (index + 1) * size:
+            return self._shards[index][offset : offset + stop - start]
+        parts = [np.empty(0, self.dtype)]
         while start < stop:
             index, offset = divmod(start, size)
-            parts.append(self._shard(index)[offset : offset + stop - start])
+            parts.append(self._shards[index][offset : offset + stop - start])
             start += parts[-1].size
         return np.concatenate(parts)
 
@@ -301,21 +301,20 @@ class Store:
             if digest != expected[name]["sha256"]:
                 raise DataError(
                     f"{self.directory / name} is damaged: its SHA-256 is {digest}, the header says "
-                    f"{expected[name]['sha256']}. Delete {self.directory} and run again to rebuild it."
+                    f"{expected[name]['sha256']}. {_remedy(self.directory)}"
                 )
-
-    def _shard(self, index: int) -> np.ndarray:
-        if index not in self._shards:
-            self._shards[index] = self._map(f"tokens-{index:05d}.bin", self.dtype)
-        return self._shards[index]
 
     def _map(self, name: str, dtype: np.dtype) -> np.ndarray:
         # Slices of a plain array are several times cheaper than slices of numpy's memmap class.
         return np.memmap(self.directory / name, dtype=dtype, mode="r").view(np.ndarray)
 
 
+def _remedy(directory: Path) -> str:
+    return f"Delete {directory} and run again to rebuild it."
+
+
 def _read_header(path: Path) -> dict:
-    remedy = f"Delete {path.parent} and run again to rebuild it."
+    remedy = _remedy(path.parent)
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -324,13 +323,9 @@ def _read_header(path: Path) -> dict:
         header = json.loads(content)
         found = (header["format"], header["version"])
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{path} is damaged: it is not the header of a token store ({error!r}). {remedy}"
-        ) from error
+        raise DataError(f"{path} is damaged: it is not the header of a token store ({error!r}). {remedy}") from error
     if found != (FORMAT, VERSION):
-        raise DataError(
-            f"{path} is a {found[0]!r} of version {found[1]!r}, expected {FORMAT!r} {VERSION}. {remedy}"
-        )
+        raise DataError(f"{path} is a {found[0]!r} of version {found[1]!r}, expected {FORMAT!r} {VERSION}. {remedy}")
     if _header_bytes(header) != content:
         raise DataError(f"{path} is damaged: its content does not match its own SHA-256. {remedy}")
     return header
@@ -340,14 +335,9 @@ def _check_size(path: Path, expected: int):
     try:
         actual = path.stat().st_size
     except OSError as error:
-        raise DataError(
-            f"{path} cannot be read: {error.strerror}. Delete its store and run again."
-        ) from error
+        raise DataError(f"{path} cannot be read: {error.strerror}. {_remedy(path.parent)}") from error
     if actual != expected:
-        raise DataError(
-            f"{path} has {actual} bytes, the header says {expected}. Delete {path.parent} and run again to "
-            "rebuild it."
-        )
+        raise DataError(f"{path} has {actual} bytes, the header says {expected}. {_remedy(path.parent)}")
 
 
 def check_vocabulary(store: Store, vocab_size: int):

@@ -97,7 +97,8 @@ class TfdsReader:
         except Exception as error:
             raise DataError(
                 f"{self._name} cannot be prepared here: {type(error).__name__}: {_first_line(error)} "
-                f"Prepare it with TFDS elsewhere, with file_format='array_record', and copy it below {self.directory}."
+                "Prepare it with TFDS elsewhere, with file_format='array_record', and copy it below "
+                f"{self.directory}."
             ) from error
 
     def _text(self, example: dict, where: str) -> str:

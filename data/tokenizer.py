@@ -25,7 +25,7 @@ from data.files import canonical_json, storage_errors, write_durably
 END_OF_TEXT = "<|endoftext|>"
 PIECE = 1 << 16  # characters; longer texts are encoded in parts where that changes no id
 GROUP = 1 << 21  # characters encoded at a time
-BORDER = re.compile(r"[!-~](?=\n)")  # no pre-token of GPT-2 holds text and then space
+BORDER = re.compile(r"\S(?=\n)")  # no pre-token of GPT-2 holds text and then space
 END_OF_TEXT_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "<|eos|>")
 
 
@@ -89,7 +89,7 @@ class Tokenizer:
         """`text` in parts whose ids, one after the other, are its own: for all cores, in bounded memory."""
         start = 0
         while self._divisible and len(text) - start > 2 * PIECE:
-            border = BORDER.search(text, start + PIECE, start + 2 * PIECE)
+            border = BORDER.search(text, start + PIECE)
             if border is None:
                 break
             yield text[start : border.end()]
