@@ -96,9 +96,12 @@ class JsonlWriter:
     def write(self, record: dict) -> None:
         line = encode(record)
         size = os.fstat(self._descriptor).st_size
-        if os.write(self._descriptor, line) != len(line):  # the disk is full: leave no torn line
+        try:
+            while line:  # a disk that is nearly full takes a part, and refuses the rest
+                line = line[os.write(self._descriptor, line) :]
+        except OSError:
             os.ftruncate(self._descriptor, size)
-            os.write(self._descriptor, line)
+            raise
 
     def sync(self) -> None:
         os.fsync(self._descriptor)
