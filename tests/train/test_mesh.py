@@ -95,9 +95,7 @@ def test_a_misspelt_axis_is_refused_with_or_without_a_mesh(mesh):
         meshes.spec(("batch", "length", "activation_hiden"), RULES, mesh)
     for constrain in (meshes.constrainer(RULES, None), meshes.constrainer(RULES, mesh)):
         with pytest.raises(ValueError, match="'lenght' has no rule; .* 'length'"):
-            jax.eval_shape(
-                lambda x, constrain=constrain: constrain(x, ("batch", "lenght")), jnp.zeros((8, 4))
-            )
+            jax.eval_shape(lambda x, constrain=constrain: constrain(x, ("batch", "lenght")), jnp.zeros((8, 4)))
 
 
 def test_a_mesh_axis_divides_one_dimension(mesh):
@@ -120,9 +118,7 @@ def test_a_rank_that_differs_is_refused(mesh):
 def test_the_stored_vocabulary_divides_and_the_real_one_does_not():
     mesh = make(tensor=8)
     assert meshes.spec(("vocab", "embed"), RULES, mesh, (50304, 8)) == PartitionSpec("tensor", "fsdp")
-    with pytest.raises(
-        ConfigError, match=r"\[50257, 8\] does not fit the mesh: vocab 50257 .* mesh.tensor = 8"
-    ):
+    with pytest.raises(ConfigError, match=r"\[50257, 8\] does not fit the mesh: vocab 50257 .* mesh.tensor = 8"):
         meshes.spec(("vocab", "embed"), RULES, mesh, (50257, 8))
     with pytest.raises(ConfigError, match="batch 6 does not divide by mesh.data x mesh.fsdp = 8"):
         meshes.spec(("batch",), RULES, make(data=4, fsdp=2), (6,))
@@ -197,9 +193,7 @@ def test_updates_on_a_mesh_are_those_on_one_device(optimizer, mesh):
     for _ in range(2):
         together = step(together, jax.device_put(grads, shardings["params"]))
     assert step._cache_size() == 1
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), together["params"], alone
-    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), together["params"], alone)
 
 
 def test_constrain_stands_in_the_compiled_text(mesh):
@@ -224,9 +218,7 @@ def _lower_in(mesh, function, x):
 
 def test_constrain_refuses_a_dimension_that_does_not_divide(mesh):
     with pytest.raises(ConfigError, match="activation_heads 3 does not divide by mesh.tensor = 2"):
-        jax.eval_shape(
-            lambda x: meshes.constrainer(RULES, mesh)(x, ("batch", "activation_heads")), jnp.zeros((8, 3))
-        )
+        jax.eval_shape(lambda x: meshes.constrainer(RULES, mesh)(x, ("batch", "activation_heads")), jnp.zeros((8, 3)))
 
 
 def test_constrain_without_a_mesh_returns_its_argument():

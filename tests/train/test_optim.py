@@ -106,9 +106,7 @@ def test_one_update_stacked_is_one_update_per_layer(optimizer):
         for seeds in ((0,), (1, 2, 3))
     )
     together = run(build(optimizer, stack), params[0], gradients, learning_rate)
-    separate = run(
-        build(optimizer, alone), apart(params[0]), [apart(grads) for grads in gradients], learning_rate
-    )
+    separate = run(build(optimizer, alone), apart(params[0]), [apart(grads) for grads in gradients], learning_rate)
     for whole, parts in zip(together, separate, strict=True):
         if optimizer.name == "muon":
             close = partial(np.testing.assert_allclose, rtol=2e-7, atol=1e-6 * learning_rate)
@@ -240,9 +238,7 @@ def test_muon_takes_axes_that_are_neither_input_nor_output_for_a_batch():
     params, gradients = draw(experts, 0), [draw(experts, seed) for seed in (1, 2)]
     together = run(build(cfg.Muon(), experts), params, gradients)[-1]["w"]
     for expert in range(2):
-        lone = run(
-            build(cfg.Muon()), {"w": params["w"][expert]}, [{"w": grads["w"][expert]} for grads in gradients]
-        )
+        lone = run(build(cfg.Muon()), {"w": params["w"][expert]}, [{"w": grads["w"][expert]} for grads in gradients])
         np.testing.assert_allclose(together[expert], lone[-1]["w"], rtol=1e-5, atol=1e-6)
 
 
@@ -314,9 +310,7 @@ def test_a_groups_factor_and_decay_enter_the_update():
 
 def test_a_pattern_without_a_match_is_refused():
     groups = (cfg.Group("attention"), cfg.Group("atention/query/kernel"))
-    with pytest.raises(
-        ConfigError, match=r"groups.1.pattern is 'at.* near it are stack/0/attention/query/kernel"
-    ):
+    with pytest.raises(ConfigError, match=r"groups.1.pattern is 'at.* near it are stack/0/attention/query/kernel"):
         build(cfg.AdamW(), DECLARATIONS, groups=groups)
 
 
@@ -368,6 +362,15 @@ def test_a_state_keeps_its_types(optimizer):
     assert jax.tree.map(kind, before) == jax.tree.map(kind, after)
     assert {leaf.dtype for leaf in jax.tree.leaves(after_params)} == {jnp.dtype("float32")}
     assert {leaf.dtype for leaf in jax.tree.leaves(before)} <= {jnp.dtype("float32"), jnp.dtype("int32")}
+
+
+@names
+def test_a_narrow_gradient_is_widened_before_it_is_squared(optimizer):
+    params = draw(LAYER, 0)
+    narrow = jax.tree.map(lambda part: jnp.asarray(part, jnp.bfloat16), draw(LAYER, 1))
+    wide = jax.tree.map(lambda part: part.astype(jnp.float32), narrow)
+    built = build(optimizer, LAYER)
+    jax.tree.map(np.testing.assert_array_equal, run(built, params, [narrow]), run(built, params, [wide]))
 
 
 def test_norm_is_that_before_the_clip():

@@ -99,9 +99,7 @@ def test_values_are_the_golden_ones():
     lines = ["step       constant    linear    cosine       wsd  inverse_sqrt"]
     for step in range(15):
         values = [f"{float(rate(step)):.4f}" for rate in rates]
-        lines.append(
-            f"{step:>4}     {values[0]:>10}{values[1]:>10}{values[2]:>10}{values[3]:>10}{values[4]:>14}"
-        )
+        lines.append(f"{step:>4}     {values[0]:>10}{values[1]:>10}{values[2]:>10}{values[3]:>10}{values[4]:>14}")
     assert "\n".join(lines) + "\n" == GOLDEN
 
 
@@ -154,9 +152,7 @@ def test_longest_run_has_no_jump():
             np.testing.assert_allclose(rate(step), closed_form(config, total, step), rtol=0, atol=2.5e-7)
     end = np.asarray([jax.jit(built(cfg.Linear(warmup=warmup), total))(total - back) for back in range(1, 9)])
     np.testing.assert_allclose(end * (total - warmup), np.arange(8), rtol=2.5e-7)
-    dense = jax.jit(jax.vmap(built(cfg.Cosine(warmup=0), total)))(
-        jnp.arange(0, total - 1, 2**14, dtype=jnp.int32)
-    )
+    dense = jax.jit(jax.vmap(built(cfg.Cosine(warmup=0), total)))(jnp.arange(0, total - 1, 2**14, dtype=jnp.int32))
     assert np.diff(np.asarray(dense)).max() <= 1e-7  # never upwards by more than a rounding
 
 
