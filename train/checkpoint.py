@@ -1,11 +1,11 @@
 """Checkpoints: asynchronous, atomic, digested. The only module that knows Orbax.
 
-Orbax writes `<directory>/.incoming/<step>`; a thread of ours waits for it, hashes the files, writes the manifest last,
-forces all of it onto the device and renames the folder to `<directory>/<step>`. Whatever has no valid manifest is no
-checkpoint. Retention runs after the rename, and removes by renaming away first.
+Orbax writes `<directory>/.incoming/<step>`; a thread of ours waits for it, hashes the files, writes the
+manifest last, forces all of it onto the device and renames the folder to `<directory>/<step>`. Whatever has
+no valid manifest is no checkpoint. Retention runs after the rename, and removes by renaming away first.
 
-A state is a tree of arrays. What Orbax stores is flat, `{leaf path: array}`: empty subtrees and None come back from the
-template, and arrays without elements, which Orbax refuses, from their shape.
+A state is a tree of arrays. What Orbax stores is flat, `{leaf path: array}`: empty subtrees and None come
+back from the template, and arrays without elements, which Orbax refuses, from their shape.
 """
 
 from __future__ import annotations
@@ -71,9 +71,7 @@ def as_array(leaf, name: str) -> jax.Array:
     if not isinstance(leaf, jax.Array | np.ndarray | np.generic):
         raise TypeError(f"leaf {name} of the state is a {type(leaf).__name__}, not an array")
     if (array := jnp.asarray(leaf)).dtype != leaf.dtype:
-        raise TypeError(
-            f"leaf {name} of the state is {leaf.dtype}, which this JAX would store as {array.dtype}"
-        )
+        raise TypeError(f"leaf {name} of the state is {leaf.dtype}, which this JAX would store as {array.dtype}")
     return array
 
 
@@ -88,8 +86,8 @@ def copied(array: jax.Array) -> jax.Array:
 class Checkpointer:
     """Writes the checkpoints of one run. Make it inside the run's lock: it sweeps what a killed run left behind.
 
-    Every process makes one and calls `save` at the same steps. `timeout`: seconds that one process waits for the files
-    of another.
+    Every process makes one and calls `save` at the same steps. `timeout`: seconds that one process waits for
+    the files of another.
     """
 
     def __init__(
@@ -116,8 +114,8 @@ class Checkpointer:
     def save(self, step: int, tree, metadata: dict, metrics: dict[str, float]) -> None:
         """Begin to save `tree` under `step`, after a save that is still running. Raises as `check` does.
 
-        When it returns the arrays have been copied: the caller may donate or overwrite them. A sound checkpoint of this
-        step and these shapes is kept as it is.
+        When it returns the arrays have been copied: the caller may donate or overwrite them. A sound
+        checkpoint of this step and these shapes is kept as it is.
         """
         self.wait()
         leaves = {name: as_array(leaf, name) for name, leaf in leaf_dict(tree).items()}
@@ -235,8 +233,8 @@ def agreed(value):
 def restore(path: Path, abstract_tree):
     """The saved state in the shape of `abstract_tree`, whose leaves are `jax.ShapeDtypeStruct` with shardings.
 
-    Files are verified and leaves compared before Orbax reads. Values are the saved ones bit for bit on any mesh.
-    CheckpointError: damage; MismatchError: other leaves, shapes or dtypes than the template's.
+    Files are verified and leaves compared before Orbax reads. Values are the saved ones bit for bit on any
+    mesh. CheckpointError: damage; MismatchError: other leaves, shapes or dtypes than the template's.
     """
     manifest = verified(Path(path))
     compare(manifest, leaf_dict(abstract_tree), Path(path))
@@ -255,8 +253,8 @@ def restore_newest(
 ) -> tuple[object, Manifest] | None:
     """The newest usable state with its manifest, None where nothing was ever saved.
 
-    A damaged checkpoint is reported and the one before it is used. CheckpointError: there are some, none is usable.
-    MismatchError at once where a sound one does not fit: a changed architecture is not damage.
+    A damaged checkpoint is reported and the one before it is used. CheckpointError: there are some, none is
+    usable. MismatchError at once where a sound one does not fit: a changed architecture is not damage.
     """
     found = newest_usable(Path(directory), report)
     if found is None:
@@ -354,8 +352,9 @@ def read(path: Path, abstract_tree):
 def load_params(path: Path, abstract_params):
     """Only the parameters, for `init_from`, evaluation and sampling.
 
-    `path` is a checkpoint, a run directory or its `checkpoints` (the newest usable one is taken). `abstract_params` is
-    the whole parameter tree; the saved run may have had any part of it frozen. Raises as `restore` does.
+    `path` is a checkpoint, a run directory or its `checkpoints` (the newest usable one is taken).
+    `abstract_params` is the whole parameter tree; the saved run may have had any part of it frozen. Raises as
+    `restore` does.
     """
     folder = find_checkpoint(Path(path))
     manifest, named = verified(folder), leaf_dict(abstract_params)
@@ -371,7 +370,7 @@ def load_params(path: Path, abstract_params):
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The checkpoint folder that `path` means; ConfigError where it means none, CheckpointError without a usable one."""
+    """The checkpoint folder that `path` means; CheckpointError where there is no usable one."""
     if (path / manifests.NAME).is_file():
         return path
     directory = path / "checkpoints" if (path / "checkpoints").is_dir() else path

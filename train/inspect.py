@@ -1,7 +1,7 @@
 """`python -m train.inspect --run DIR [--step N]`: what a run has saved, as JSON on stdout.
 
-Reads only, and takes no lock: a run that is training does not notice. A checkpoint that it removes meanwhile is passed
-over for the newest one then.
+Reads only, and takes no lock: a run that is training does not notice. A checkpoint that it removes meanwhile
+is passed over for the newest one then.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def stored_leaves(folder: Path, saved: Manifest, paths: dict[str, str]) -> Itera
 
 
 def report(run: Path, step: int | None) -> dict:
-    """The JSON object of the command. CheckpointError without a usable checkpoint, ConfigError where `run` is no run."""
+    """The command's JSON object. CheckpointError: nothing usable; ConfigError: `run` is no run's directory."""
     directory = run / "checkpoints"
     if not (run / "config.json").is_file() and not directory.is_dir():
         raise ConfigError(f"{run} is not the directory of a run: it has neither config.json nor checkpoints.")
@@ -98,9 +98,7 @@ def contents(folder: Path, saved: Manifest) -> dict:
     """Digests and counts of one checkpoint."""
     params = merged_paths(saved, ("params", "frozen"))
     opt_state = merged_paths(saved, ("opt_state",))
-    skipped = dict(
-        stored_leaves(folder, saved, {name: name for name in ("skipped",) if name in saved.leaves})
-    )
+    skipped = dict(stored_leaves(folder, saved, {name: name for name in ("skipped",) if name in saved.leaves}))
     return {
         "step": saved.step,
         "params_sha256": digest_leaves(stored_leaves(folder, saved, params)),

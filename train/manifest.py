@@ -3,8 +3,8 @@
     {"version": 1, "step": 40, "files": {path: {"size", "sha256"}}, "leaves": {path: {"shape", "dtype"}},
      "metadata": {...}, "metrics": {...}, "digest": SHA-256 of all the rest}
 
-A folder is a checkpoint when its name is a step, its manifest can be read, the manifest's own digest is right and
-its step is the folder's name. Imports no JAX, so that listing a run is instant.
+A folder is a checkpoint when its name is a step, its manifest can be read, the manifest's own digest is right
+and its step is the folder's name. Imports no JAX, so that listing a run is instant.
 """
 
 from __future__ import annotations
@@ -52,10 +52,7 @@ def digest(fields: dict) -> str:
 def encode(manifest: Manifest) -> bytes:
     """The bytes of MANIFEST.json, the digest of everything else included."""
     fields = json.loads(canonical(asdict(manifest)))  # as it will be read: every key is text
-    return (
-        json.dumps({**fields, "digest": digest(fields)}, indent=1, sort_keys=True, allow_nan=False).encode()
-        + b"\n"
-    )
+    return json.dumps({**fields, "digest": digest(fields)}, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n"
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -74,9 +71,7 @@ def read_manifest(folder: Path) -> Manifest:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged: it is not a manifest ({error}).") from error
     if is_step_name(folder.name) and manifest.step != int(folder.name):
-        raise CheckpointError(
-            f"{path} is of step {manifest.step}, not {folder.name}: the folder was renamed."
-        )
+        raise CheckpointError(f"{path} is of step {manifest.step}, not {folder.name}: the folder was renamed.")
     return manifest
 
 

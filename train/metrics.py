@@ -1,7 +1,7 @@
 """Where the numbers of a run go: one JSON object a step in metrics.jsonl, and TensorBoard, W&B, MLflow beside it.
 
-JSON has no NaN: a value that is not finite is written as the text "NaN", "Infinity" or "-Infinity", and read back by
-`read_metrics` as the float it was. Imports no JAX.
+JSON has no NaN: a value that is not finite is written as the text "NaN", "Infinity" or "-Infinity", and read
+back by `read_metrics` as the float it was. Imports no JAX.
 """
 
 from __future__ import annotations
@@ -35,9 +35,7 @@ def encode(record: dict) -> bytes:
             return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
         return value
 
-    return (
-        json.dumps({name: legal(value) for name, value in record.items()}, allow_nan=False).encode() + b"\n"
-    )
+    return json.dumps({name: legal(value) for name, value in record.items()}, allow_nan=False).encode() + b"\n"
 
 
 def decode(line: bytes) -> dict | None:

@@ -96,7 +96,8 @@ class BarProgress:
 def make_progress(total_steps: int, first_step: int) -> PlainProgress | BarProgress:
     """An object with `update(record)` for every step's record, `message(text)` and `close()`.
 
-    `first_step`: updates that were done before this launch. A bar where stderr is a terminal, else plain lines.
+    `first_step`: updates that were done before this launch. A bar where stderr is a terminal, else plain
+    lines.
     """
     if sys.stderr.isatty():
         return BarProgress(total_steps, first_step)

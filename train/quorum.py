@@ -1,6 +1,7 @@
 """How several processes commit one checkpoint: through files beside it and polling, never through a collective.
 
-A collective in a background thread could meet the step's own in another order on another process, and hang both.
+A collective in a background thread could meet the step's own in another order on another process, and hang
+both.
 """
 
 from __future__ import annotations
@@ -48,9 +49,7 @@ def collect_digests(folder: Path, own: dict[str, dict], timeout: float) -> dict[
     files = dict(own)
     for process in range(1, jax.process_count()):
         path = digests_path(folder, process)
-        poll(
-            path.exists, timeout, f"Saving {folder}: process {process} wrote no digests within {timeout:g} s."
-        )
+        poll(path.exists, timeout, f"Saving {folder}: process {process} wrote no digests within {timeout:g} s.")
         files |= json.loads(path.read_bytes())
         path.unlink()
     if unknown := sorted(set(list_files(folder)) - set(files)):
@@ -73,9 +72,7 @@ def wait_for_commit(folder: Path, target: Path, timeout: float) -> None:
             return True
         gone_since = gone_since or time.monotonic()
         if time.monotonic() - gone_since > GRACE:
-            raise StorageError(
-                f"Saving {target}: process 0 gave up and removed {folder}; its own message says why."
-            )
+            raise StorageError(f"Saving {target}: process 0 gave up and removed {folder}; its own message says why.")
         return False
 
     poll(committed, timeout, f"Saving {target}: process 0 did not commit it within {timeout:g} s.")

@@ -32,8 +32,8 @@ PROBE_BYTES = 65536
 class RunDirectory:
     """The directory of one run, held by one launch at a time. Only process 0 writes; in the others all is a no-op.
 
-    A context manager. Opening makes the directory, takes the lock and writes a probe: ConfigError where another process
-    holds it, StorageError where it cannot be written.
+    A context manager. Opening makes the directory, takes the lock and writes a probe: ConfigError where
+    another process holds it, StorageError where it cannot be written.
     """
 
     def __init__(self, path: Path, primary: bool):
@@ -74,7 +74,8 @@ class RunDirectory:
             holder = os.pread(lock, 200, 0).decode(errors="replace").strip() or "another process"
             os.close(lock)
             raise ConfigError(
-                f"The run directory {self.path} is in use by {holder}. Wait for it to end, stop it, or give another --workdir."
+                f"The run directory {self.path} is in use by {holder}. Wait for it to end, stop it, or give another "
+                "--workdir."
             ) from None
         self._lock = lock
         # A forked child shares the lock, and would hold it after this process was killed.
@@ -157,13 +158,9 @@ def read_json(path: Path) -> dict | None:
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise ConfigError(
-            f"{path} is damaged ({error}). Restore it from a copy, or use another --workdir."
-        ) from error
+        raise ConfigError(f"{path} is damaged ({error}). Restore it from a copy, or use another --workdir.") from error
     if not isinstance(value, dict):
-        raise ConfigError(
-            f"{path} is damaged: not a JSON object. Restore it from a copy, or use another --workdir."
-        )
+        raise ConfigError(f"{path} is damaged: not a JSON object. Restore it from a copy, or use another --workdir.")
     return value
 
 

@@ -1,7 +1,7 @@
 """Signals that stop a run, and a watchdog for one that has stopped by itself.
 
-Both must work while the main thread sits in a compile or a collective, where Python's own handlers do not run: the
-interpreter writes the signal's number to a pipe as it arrives, and a thread reads it.
+Both must work while the main thread sits in a compile or a collective, where Python's own handlers do not
+run: the interpreter writes the signal's number to a pipe as it arrives, and a thread reads it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ ECHO = 0.1  # seconds; `timeout` and Slurm signal a process and then its group: 
 class StopSignal:
     """The first SIGTERM or SIGINT sets `requested` to its name; a second one ends the process with 128 + its number.
 
-    A context manager, for the main thread only. Enter it after `jax.distributed.initialize`, which takes SIGTERM too.
+    A context manager, for the main thread only. Enter it after `jax.distributed.initialize`, which takes
+    SIGTERM too.
     """
 
     def __init__(self):
@@ -67,8 +68,8 @@ class StopSignal:
 class Watchdog:
     """Ends the process with exit code 124 when nothing has called `beat` for `timeout` seconds of monotonic time.
 
-    Every thread's stack goes to stderr, and a paragraph that says what was last heard of. A thread of Python watches;
-    behind it stand timers in C for the case that something holds the interpreter's lock.
+    Every thread's stack goes to stderr, and a paragraph that says what was last heard of. A thread of Python
+    watches; behind it stand timers in C for the case that something holds the interpreter's lock.
     """
 
     def __init__(self, timeout: float):
@@ -151,9 +152,7 @@ class ExitTimer:
         if self.works:
             leave = ctypes.cast(self._library._exit, ctypes.c_void_p).value
             event = _Sigevent(value=code, notify=self.SIGEV_THREAD, function=leave)
-            failed = self._library.timer_create(
-                self.CLOCK_MONOTONIC, ctypes.byref(event), ctypes.byref(self._timer)
-            )
+            failed = self._library.timer_create(self.CLOCK_MONOTONIC, ctypes.byref(event), ctypes.byref(self._timer))
             self.works = failed == 0
 
     def set(self, seconds: float) -> None:

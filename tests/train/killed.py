@@ -1,9 +1,11 @@
 """A process that is killed while it saves, again and again. Run by test_checkpoint.py, imported by none.
 
 `killed.py DIRECTORY calls NAMES`: for n = 1, 2, ...: a copy of the checkpoints in DIRECTORY/start goes to
-DIRECTORY/<n>, where a child saves one more and is killed at the n-th call of any of the functions of `os` in NAMES
-(separated by commas), until one survives.
+DIRECTORY/<n>, where a child saves one more and is killed at the n-th call of any of the functions of `os` in
+NAMES (separated by commas), until one survives.
+
 `killed.py DIRECTORY times COUNT SEED`: COUNT children in one directory, each killed after a random time of saving.
+
 Prints one wait status a line and child. Forks before JAX has started its devices, so a child costs no import.
 """
 

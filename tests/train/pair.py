@@ -17,9 +17,7 @@ WHOLE = np.arange(64, dtype=np.float32).reshape(8, 8)
 
 def state(spec: PartitionSpec, step: int) -> dict:
     mesh = jax.make_mesh((4,), ("a",), axis_types=(jax.sharding.AxisType.Auto,))
-    split = jax.make_array_from_callback(
-        (8, 8), NamedSharding(mesh, spec), lambda index: (WHOLE + step)[index]
-    )
+    split = jax.make_array_from_callback((8, 8), NamedSharding(mesh, spec), lambda index: (WHOLE + step)[index])
     return {"w": split, "step": jax.device_put(np.int32(step), NamedSharding(mesh, PartitionSpec()))}
 
 

@@ -55,9 +55,7 @@ def bits(dtype: str, shape: tuple[int, ...], seed: int = 0) -> jax.Array:
 
 def abstract(tree, sharding=None):
     """The template of a tree, in one sharding or in the tree's own."""
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding or x.sharding), tree
-    )
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding or x.sharding), tree)
 
 
 def assert_same(got, expected):
@@ -367,9 +365,7 @@ def test_retention_on_disk_keeps_the_best_by_its_metric(tmp_path):
             assert steps(tmp_path) == [2, 3, 4]
     checkpointer.close()
     assert steps(tmp_path) == [4, 6, 8, 9]
-    assert not list((tmp_path / manifest.DELETING).iterdir()) and not list(
-        (tmp_path / manifest.INCOMING).iterdir()
-    )
+    assert not list((tmp_path / manifest.DELETING).iterdir()) and not list((tmp_path / manifest.INCOMING).iterdir())
 
 
 def test_damaged_later_steps_push_out_no_good_one(tmp_path):
@@ -466,9 +462,7 @@ def test_a_limit_on_file_size_ends_a_save_loudly(two):
 def test_a_full_disk_ends_a_save_loudly(two, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m", "none", disk], capture_output=True
-    ).returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "none", disk], capture_output=True).returncode:
         pytest.skip("needs the right to mount a small disk")
     try:
         shutil.copytree(two, disk / "checkpoints")

@@ -78,7 +78,8 @@ def test_a_parent_that_is_a_file_is_refused(tmp_path):
 
 def test_the_probe_finds_a_disk_that_takes_no_bytes(tmp_path):
     code = (
-        "import resource, sys; from pathlib import Path; from data.cli import run_command; from train.rundir import open_run\n"
+        "import resource; from pathlib import Path\n"
+        "from data.cli import run_command; from train.rundir import open_run\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "run_command(lambda arguments: open_run(Path(arguments[0]), True).__enter__() and None)"
     )
