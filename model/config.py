@@ -147,55 +147,83 @@ class Model:
 
 def check(config: Model) -> list[tuple[str, str]]:
     """What no single field's type can refuse, as (key below `model`, clash) pairs; empty when sound."""
-    attention, problems = config.attention, []
+    problems = [
+        (key, f"is {value!r}, must be one of {', '.join(choices)}")
+        for key, value, choices in (
+            ("attention.kernel", config.attention.kernel, ATTENTION_KERNELS),
+            ("feed_forward.activation", config.feed_forward.activation, ACTIVATIONS),
+            ("norm.name", config.norm.name, NORMS),
+            ("norm.placement", config.norm.placement, PLACEMENTS),
+            ("dtype", config.dtype, DTYPES),
+            ("remat", config.remat, REMAT),
+        )
+        if value not in choices
+    ]
+    if not config.pattern:
+        problems.append(("pattern", "is empty, must hold at least one layer"))
+    return problems + _check_ranges(config) or _check_shapes(config)
 
-    def refuse(bad: bool, key: str, clash: str):
-        if bad:
-            problems.append((key, clash))
 
-    for key, value in (
-        ("vocab_size", config.vocab_size),
-        ("num_layers", config.num_layers),
-        ("embed_dim", config.embed_dim),
-        ("attention.num_heads", attention.num_heads),
-        ("feed_forward.hidden_dim", config.feed_forward.hidden_dim),
-        ("unroll", config.unroll),
-    ):
-        refuse(value < 1, key, f"is {value}, must be at least 1")
-    for key, value, choices in (
-        ("attention.kernel", attention.kernel, ATTENTION_KERNELS),
-        ("feed_forward.activation", config.feed_forward.activation, ACTIVATIONS),
-        ("norm.name", config.norm.name, NORMS),
-        ("norm.placement", config.norm.placement, PLACEMENTS),
-        ("dtype", config.dtype, DTYPES),
-        ("remat", config.remat, REMAT),
-    ):
-        refuse(value not in choices, key, f"is {value!r}, must be one of {', '.join(choices)}")
-    for key, value in (("dropout", config.dropout), ("attention.dropout", attention.dropout)):
-        refuse(not 0 <= value < 1, key, f"is {value}, must be at least 0 and below 1")
-    refuse(not config.pattern, "pattern", "is empty, must hold at least one layer")
+def _check_ranges(config: Model) -> list[tuple[str, str]]:
+    attention, init = config.attention, config.init
+    counts = {
+        "vocab_size": config.vocab_size,
+        "num_layers": config.num_layers,
+        "embed_dim": config.embed_dim,
+        "attention.num_heads": attention.num_heads,
+        "attention.num_kv_heads": attention.num_kv_heads,
+        "attention.head_dim": attention.head_dim,
+        "feed_forward.hidden_dim": config.feed_forward.hidden_dim,
+        "positions.length": config.max_length,
+        "unroll": config.unroll,
+    }
+    positive = {
+        "attention.scale": attention.scale,
+        "attention.soft_cap": attention.soft_cap,
+        "norm.epsilon": config.norm.epsilon,
+        "embedding_scale": config.embedding_scale,
+        "logit_soft_cap": config.logit_soft_cap,
+    }
     for index, layer in enumerate(config.pattern):
-        window = layer.window
-        refuse(window is not None and window < 1, f"pattern.{index}.window", f"is {window}, must be at least 1")
-    if problems:
-        return problems
-    kv_heads = attention.num_kv_heads
-    refuse(
-        attention.head_dim is None and config.embed_dim % attention.num_heads != 0,
-        "attention.num_heads",
-        f"is {attention.num_heads}, which does not divide embed_dim {config.embed_dim}; "
-        "choose a divisor or set attention.head_dim",
+        counts[f"pattern.{index}.window"] = layer.window
+        positive[f"pattern.{index}.rotary_base"] = layer.rotary_base
+        if not isinstance(layer.rotary_scaling, NoScaling):
+            positive[f"pattern.{index}.rotary_scaling.factor"] = layer.rotary_scaling.factor
+    rates = {"dropout": config.dropout, "attention.dropout": attention.dropout}
+    ranges = (
+        (counts, lambda value: value >= 1, "at least 1"),
+        (positive, lambda value: value > 0, "above 0"),
+        (rates, lambda value: 0 <= value < 1, "at least 0 and below 1"),
+        ({f"init.{key}": value for key, value in vars(init).items()}, lambda value: value >= 0, "at least 0"),
     )
-    refuse(
-        kv_heads is not None and (kv_heads < 1 or attention.num_heads % kv_heads != 0),
-        "attention.num_kv_heads",
-        f"is {kv_heads}, which does not divide num_heads {attention.num_heads}",
-    )
-    refuse(
-        isinstance(config.positions, RotaryPositions) and config.head_dim % 2 != 0,
-        "attention.head_dim",
-        f"is {config.head_dim}; rotary positions turn pairs, so it must be even",
-    )
-    refuse(config.norm.bias and config.norm.name == "rmsnorm", "norm.bias", "is true, but rmsnorm has no bias")
-    return problems
+    return [
+        (key, f"is {value}, must be {wanted}")
+        for values, holds, wanted in ranges
+        for key, value in values.items()
+        if value is not None and not holds(value)
+    ]
 
+
+def _check_shapes(config: Model) -> list[tuple[str, str]]:
+    """Clashes between fields, each of which is sound by itself."""
+    attention, heads, kv_heads = config.attention, config.attention.num_heads, config.num_kv_heads
+    checks = (
+        (
+            attention.head_dim is None and config.embed_dim % heads != 0,
+            "attention.num_heads",
+            f"is {heads}, which does not divide embed_dim {config.embed_dim}; choose a divisor or set "
+            "attention.head_dim",
+        ),
+        (
+            heads % kv_heads != 0,
+            "attention.num_kv_heads",
+            f"is {kv_heads}, which does not divide num_heads {heads}",
+        ),
+        (
+            isinstance(config.positions, RotaryPositions) and config.head_dim % 2 != 0,
+            "attention.head_dim",
+            f"is {config.head_dim}; rotary positions turn pairs, so it must be even",
+        ),
+        (config.norm.bias and config.norm.name == "rmsnorm", "norm.bias", "is true, but rmsnorm has no bias"),
+    )
+    return [(key, clash) for bad, key, clash in checks if bad]
