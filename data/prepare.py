@@ -13,12 +13,14 @@ import json
 import sys
 import time
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from data import sources, store, tokenizer
+from data.cli import run_command
 from data.config import Data, FileTokenizer, check, missing_inputs
-from data.errors import ConfigError, UserError
+from data.errors import ConfigError
 from data.files import canonical_json, locked
 from data.schema import to_plain
 from data.settings import load
@@ -116,6 +118,8 @@ def _build(directory: Path, config: Data, reader: sources.Reader, identity: dict
             f"{split}: {header['num_documents']:,} documents, {header['num_tokens']:,} tokens, "
             f"{header['text_bytes']:,} bytes in {directory / split} after {time.monotonic() - started:.1f} s"
         )
+        if reader.left_out:
+            _say(f"{split}: {reader.left_out:,} documents were left out, since they are held out for validation too")
 
 
 def _say(line: str):
@@ -155,21 +159,14 @@ def summary(prepared: Prepared) -> dict:
     }
 
 
-def main(arguments: list[str]) -> int:
-    """Prepares the stores of a recipe and prints their summary as JSON; the exit code of the command."""
-    parser = argparse.ArgumentParser(prog="python -m data.prepare", description=__doc__.split("\n\n")[0])
-    parser.add_argument(
-        "--config", required=True, help="FILE.py[:arg] or FILE.json, then --config.data.key=value ..."
-    )
+def main(arguments: Sequence[str]) -> None:
+    """Prepares the stores of a recipe and prints their summary as JSON."""
+    parser = argparse.ArgumentParser(prog="python -m data.prepare", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--config", required=True, metavar="FILE.py[:arg]", help="a recipe, or a run's config.json")
     known, overrides = parser.parse_known_args(arguments)
-    try:
-        config = load(known.config, overrides, Section, ignore_other_sections=True)
-        print(json.dumps(summary(prepare(config.data)), indent=1))
-    except UserError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    config = load(known.config, overrides, Section, ignore_other_sections=True)
+    print(json.dumps(summary(prepare(config.data)), indent=1))
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_command(main)

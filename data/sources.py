@@ -55,6 +55,8 @@ class FileReader:
     def __init__(self, config: TextSource | JsonlSource, cache_dir: str):
         """Finds the files. Raises DataError when a path matches none, or a file is empty."""
         self.config, self.left_out = config, 0
+        if not config.paths:
+            raise DataError("data.source.paths is empty; name the files or globs that hold the text.")
         self.held_out = _matching("data.source.validation_paths", config.validation_paths)
         found = _matching("data.source.paths", config.paths)
         self.paths = [path for path in found if path not in set(self.held_out)]

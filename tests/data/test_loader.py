@@ -46,7 +46,7 @@ def test_large_sizes_neither_overflow_nor_repeat(size):
 
 
 def test_permutations_are_uniform_and_neighbours_unrelated():
-    """Chi-squared of where each index goes over 4000 keys; and the differences of neighbours, which affine maps repeat."""
+    """Chi-squared of where indices go over 4000 keys; and differences of neighbours, which affine maps repeat."""
     size, keys = 10, 4000
     counts = np.zeros((size, size))
     for key in range(keys):
