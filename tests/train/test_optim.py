@@ -366,10 +366,10 @@ def test_a_state_keeps_its_types(optimizer):
 
 @names
 def test_a_narrow_gradient_is_widened_before_it_is_squared(optimizer):
-    params = draw(LAYER, 0)
-    narrow = jax.tree.map(lambda part: jnp.asarray(part, jnp.bfloat16), draw(LAYER, 1))
+    params = draw(KERNEL, 0)
+    narrow = jax.tree.map(lambda part: jnp.asarray(part, jnp.bfloat16), draw(KERNEL, 1))
     wide = jax.tree.map(lambda part: part.astype(jnp.float32), narrow)
-    built = build(optimizer, LAYER)
+    built = build(optimizer)
     jax.tree.map(np.testing.assert_array_equal, run(built, params, [narrow]), run(built, params, [wide]))
 
 
