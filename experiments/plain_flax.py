@@ -21,13 +21,18 @@ class PlainDecoder(nn.Module):
     def __call__(self, tokens):
         """float32 logits `[batch, length, vocab_size]` of int32 tokens `[batch, length]`."""
         embed = nn.Embed(self.vocab_size, self.embed_dim, dtype=self.dtype)
-        x = embed(tokens) + nn.Embed(self.max_length, self.embed_dim, dtype=self.dtype)(jnp.arange(tokens.shape[1]))[None]
+        x = (
+            embed(tokens)
+            + nn.Embed(self.max_length, self.embed_dim, dtype=self.dtype)(jnp.arange(tokens.shape[1]))[None]
+        )
         mask = nn.make_causal_mask(tokens)
         for _ in range(self.num_layers):
             h = nn.LayerNorm(dtype=self.dtype)(x)
             x = x + nn.MultiHeadDotProductAttention(self.num_heads, dtype=self.dtype)(h, mask=mask)
             h = nn.LayerNorm(dtype=self.dtype)(x)
-            x = x + nn.Dense(self.embed_dim, dtype=self.dtype)(nn.gelu(nn.Dense(4 * self.embed_dim, dtype=self.dtype)(h)))
+            x = x + nn.Dense(self.embed_dim, dtype=self.dtype)(
+                nn.gelu(nn.Dense(4 * self.embed_dim, dtype=self.dtype)(h))
+            )
         return embed.attend(nn.LayerNorm(dtype=self.dtype)(x)).astype(jnp.float32)
 
 

@@ -65,7 +65,9 @@ class Stack:
                 x_BxLxD, aux, layer_cache = block.apply({"params": params[str(entry)]}, *arguments)
                 auxes.append(aux)
                 caches.append(layer_cache)
-            return x_BxLxD, jax.tree.map(lambda *parts: jnp.stack(parts), (auxes[0], caches[0]), *zip(auxes[1:], caches[1:], strict=True))
+            return x_BxLxD, jax.tree.map(
+                lambda *parts: jnp.stack(parts), (auxes[0], caches[0]), *zip(auxes[1:], caches[1:], strict=True)
+            )
 
         if self.config.remat != "none":
             policy = REMAT_POLICIES[self.config.remat]

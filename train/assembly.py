@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import partial
 
@@ -75,8 +74,8 @@ def _initial(config: Config, task: Task, optimizer: Optimizer) -> State:
 def assemble(config: Config, devices=None) -> Assembly:
     """Mesh, task, declarations, optimizer and abstract state; ConfigError where they do not fit one another."""
     devices = jax.devices() if devices is None else devices
-    sizes = check_devices(config, len(devices))
-    mesh = meshes.make_mesh(config.mesh, devices[: math.prod(sizes.values())])
+    check_devices(config, len(devices))
+    mesh = meshes.make_mesh(config.mesh, devices)
     task = make_task(config, meshes.constrainer(meshes.RULES, mesh))
     declared = declarations(jax.eval_shape(task.init, jax.random.key(0)))
     optimizer = build(config.optim, declared)

@@ -67,7 +67,14 @@ def continue_texts(
     lengths_B = np.array([len(row) for row in ids], np.int32)
     new_BxT, counts_B = jax.device_get(
         generate(
-            model, params, tokens_BxL, lengths_B, prompt_keys(prompts, seed), max_new_tokens, tokenizer.end_of_text, sampling
+            model,
+            params,
+            tokens_BxL,
+            lengths_B,
+            prompt_keys(prompts, seed),
+            max_new_tokens,
+            tokenizer.end_of_text,
+            sampling,
         )
     )
     return [

@@ -117,8 +117,8 @@ class Session:
         epoch, row = loader.row_index((step - 1) * loader.batch_size)
         return (
             f"the loss or its gradient was not finite for {self.counters.bad_streak} steps in a row, up to step {step} "
-            f"(train.max_bad_steps). Its batch is loader.batch({step - 1}) under seed {loader.seed}, beginning with row "
-            f"{row} of epoch {epoch}. The last checkpoint is sound; lower optim.learning_rate or look at the data"
+            f"(train.max_bad_steps). Its batch is loader.batch({step - 1}) under seed {loader.seed}, beginning with "
+            f"row {row} of epoch {epoch}. The last checkpoint is sound; lower optim.learning_rate or look at the data"
         )
 
     def evaluate(self, step: int, state: State) -> dict[str, float]:
@@ -167,4 +167,3 @@ class Session:
         if jax.process_count() == 1:
             return requested
         return bool(np.any(multihost_utils.process_allgather(np.asarray(requested))))
-

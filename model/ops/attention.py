@@ -52,9 +52,7 @@ def reference(q_BxLxHxC, k_BxSxKxC, v_BxSxKxC, queries: Places, keys: Places, ru
     B, L, H, C = q_BxLxHxC.shape
     K = k_BxSxKxC.shape[2]
     q_BxLxKxGxC = q_BxLxHxC.reshape(B, L, K, H // K, C)
-    scores_BxKxLxGxS = jnp.einsum(
-        "blkgc,bskc->bklgs", q_BxLxKxGxC, k_BxSxKxC, preferred_element_type=jnp.float32
-    )
+    scores_BxKxLxGxS = jnp.einsum("blkgc,bskc->bklgs", q_BxLxKxGxC, k_BxSxKxC, preferred_element_type=jnp.float32)
     scores_BxKxLxGxS = scores_BxKxLxGxS * rule.scale
     if rule.soft_cap is not None:
         scores_BxKxLxGxS = rule.soft_cap * jnp.tanh(scores_BxKxLxGxS / rule.soft_cap)
