@@ -1,8 +1,8 @@
 """`python -m experiments.bench`: our step beside a plain Flax decoder of the same sizes, in turn, on this machine.
 
-Both train 6 layers x 384, 6 heads, rows of 256 tokens, batch 16, vocabulary 8,192 with AdamW and clipping. A round times
-a few steps of each and a matrix product of the same dtype, so that a slow moment meets all three; ratios are those of
-single rounds, and the median is what to quote. With `--output FILE` the figures are written as JSON.
+Both train 6 layers x 384, 6 heads, rows of 256 tokens, batch 16, vocabulary 8,192 with AdamW and clipping. A round
+times a few steps of each and a matrix product of the same dtype, so that a slow moment meets all three; ratios are
+those of single rounds, and the median is what to quote. With `--output FILE` the figures are written as JSON.
 """
 
 from __future__ import annotations
@@ -138,16 +138,16 @@ def main(arguments: Sequence[str]) -> None:
         compare(dtype, known.rounds, known.steps, known.unroll, known.chunks) for dtype in ("float32", "bfloat16")
     ]
     where = {"machine": platform.processor() or platform.machine(), "date": time.strftime("%Y-%m-%d"), **environment()}
-    print(
-        f"{where['machine']}, {where['visible_cpus']} CPUs, jax {where['jax']}, {known.rounds} rounds of {known.steps} steps"
-    )
+    machine = f"{where['machine']}, {where['visible_cpus']} CPUs, jax {where['jax']}"
+    print(f"{machine}, {known.rounds} rounds of {known.steps} steps")
     print("| dtype | ours tokens/s | plain Flax tokens/s | ratio (range) | matmul GFLOP/s | our share of it |")
     print("|---|---|---|---|---|---|")
     for row in results:
         low, high = row["ratio_range"]
         print(
             f"| {row['dtype']} | {row['ours_tokens_per_second']:,.0f} | {row['plain_tokens_per_second']:,.0f} "
-            f"| {row['ratio']:.2f} ({low:.2f} to {high:.2f}) | {row['matmul_gflops']:.0f} | {row['share_of_matmul']:.0%} |"
+            f"| {row['ratio']:.2f} ({low:.2f} to {high:.2f}) | {row['matmul_gflops']:.0f} "
+            f"| {row['share_of_matmul']:.0%} |"
         )
     if known.output is not None:
         settings = {name: value for name, value in vars(known).items() if name != "output"}

@@ -57,17 +57,14 @@ class Stack:
 
         def period(x_BxLxD, per_period):
             params, indices, cache = per_period
-            auxes, caches = [], []
+            per_entry = []
             for entry, block in enumerate(self.blocks):
                 layer_key = None if key is None else jax.random.fold_in(key, indices[entry])
                 layer_cache = jax.tree.map(lambda part, entry=entry: part[entry], cache)
                 arguments = (x_BxLxD, shared, shared.tables[entry], layer_key, layer_cache)
                 x_BxLxD, aux, layer_cache = block.apply({"params": params[str(entry)]}, *arguments)
-                auxes.append(aux)
-                caches.append(layer_cache)
-            return x_BxLxD, jax.tree.map(
-                lambda *parts: jnp.stack(parts), (auxes[0], caches[0]), *zip(auxes[1:], caches[1:], strict=True)
-            )
+                per_entry.append((aux, layer_cache))
+            return x_BxLxD, jax.tree.map(lambda *parts: jnp.stack(parts), *per_entry)
 
         if self.config.remat != "none":
             policy = REMAT_POLICIES[self.config.remat]

@@ -1,4 +1,4 @@
-"""`python -m train.main --config FILE.py[:arg] [--workdir DIR] [--config.key=value ...] [--dry_run]`: train or resume."""
+"""Train or resume: `python -m train.main --config FILE.py[:arg] [--workdir DIR] [--config.a.b=value ...]`."""
 
 from __future__ import annotations
 
