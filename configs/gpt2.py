@@ -51,9 +51,7 @@ def get_config(arg: str | None = None):
         return debug()
     if arg not in SIZES:
         sizes = ", ".join(("debug", *SIZES))
-        raise ValueError(
-            f"the size is {arg or 'missing'}, must be one of {sizes}, as in configs/gpt2.py:124m"
-        )
+        raise ValueError(f"the size is {arg or 'missing'}, must be one of {sizes}, as in configs/gpt2.py:124m")
     size, config = SIZES[arg], defaults()
     architecture(config.model, size.layers, size.embed, size.heads)
     config.model.vocab_size = 50257

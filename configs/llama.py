@@ -54,9 +54,7 @@ def get_config(arg: str | None = None):
         sizes = ", ".join(("debug", *SIZES))
         raise ValueError(f"the size is {arg or 'missing'}, must be one of {sizes}, as in configs/llama.py:8b")
     size, config = SIZES[arg], defaults()
-    architecture(
-        config.model, size.layers, size.embed, size.heads, size.kv_heads, size.hidden, size.rotary_factor
-    )
+    architecture(config.model, size.layers, size.embed, size.heads, size.kv_heads, size.hidden, size.rotary_factor)
     config.model.vocab_size = 128256
     config.model.tied_head = size.tied_head
     config.model.dtype = "bfloat16"
@@ -76,9 +74,7 @@ def get_config(arg: str | None = None):
     return config
 
 
-def architecture(
-    model: Model, layers: int, embed: int, heads: int, kv_heads: int, hidden: int, rotary_factor: float
-):
+def architecture(model: Model, layers: int, embed: int, heads: int, kv_heads: int, hidden: int, rotary_factor: float):
     """Llama 3's block at any size."""
     model.num_layers = layers
     model.embed_dim = embed

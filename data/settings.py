@@ -91,7 +91,7 @@ class Section(ConfigDict):
         if schema is type(self._instance):
             return
         original = to_plain(self._instance)
-        changed = [key for key, value in _plain(self).items() if value != original[key]]
+        changed = [key for key, value in to_plain(_plain(self)).items() if value != original[key]]
         if changed:
             raise ConfigError(
                 f"{self._path}.name is set after {join(self._path, changed[0])}, which it would throw away; "
@@ -130,12 +130,12 @@ def to_config_dict(instance: Any) -> ConfigDict:
 
 
 def _plain(value: Any) -> Any:
-    """The plain tree of what a recipe may hold: ConfigDicts, instances of schemas, tuples, scalars."""
+    """What a recipe holds without its ConfigDicts; instances of schemas stay, so that `read` sees their class."""
     if isinstance(value, ConfigDict):
         value = value.to_dict()
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
-    return to_plain(value)
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def load(spec: str, overrides: Sequence[str], schema: type, ignore_other_sections: bool = False) -> Any:

@@ -39,8 +39,6 @@ def golden(request):
             path.parent.mkdir(exist_ok=True)
             path.write_text(text, encoding="utf-8")
         assert path.exists(), f"{path} is missing; `make goldens` writes it"
-        assert text == path.read_text(encoding="utf-8"), (
-            f"{path} differs; if it should, `make goldens` rewrites it"
-        )
+        assert text == path.read_text(encoding="utf-8"), f"{path} differs; if it should, `make goldens` rewrites it"
 
     return check

@@ -82,9 +82,7 @@ def check_resume(saved: dict, given: dict) -> list[str]:
     found = changes(to_plain(from_plain(Config, saved)), given)
     fixed = [change for change in found if change.kind == FIXED]
     if fixed:
-        listed = "; ".join(
-            f"{change.path} was {_shown(change.saved)}, now {_shown(change.given)}" for change in fixed
-        )
+        listed = "; ".join(f"{change.path} was {_shown(change.saved)}, now {_shown(change.given)}" for change in fixed)
         raise ConfigError(
             f"this run cannot go on with another configuration: {listed}. Give the saved values again, or "
             "start a new run with another --workdir (train.init_from takes over the weights)"
