@@ -3,11 +3,12 @@
 config.json            the resolved configuration
 config-history.jsonl   schedule fields that a resume has changed: step, path, old, new
 environment.json       versions, devices, code, and so the scope within which a resume is bit for bit
-.lock                  held by the running process; the kernel releases it, however the process ends
+.lock                  while a process runs, held by it; the kernel releases it, however the process ends
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import importlib.metadata
@@ -33,13 +34,15 @@ class RunDirectory:
     """The directory of one run, held by one launch at a time. Only process 0 writes; in the others all is a no-op.
 
     A context manager. Opening makes the directory, takes the lock and writes a probe: ConfigError where
-    another process holds it, StorageError where it cannot be written.
+    another process holds it, StorageError where it cannot be written. Closing leaves what was there before,
+    and what the launch has written: of a launch that was refused, nothing.
     """
 
     def __init__(self, path: Path, primary: bool):
         self.path = Path(path).absolute()
         self.primary = primary
         self._lock: int | None = None
+        self._made: list[Path] = []  # directories that were not there, the innermost first
 
     @property
     def checkpoints(self) -> Path:
@@ -47,10 +50,9 @@ class RunDirectory:
 
     def __enter__(self) -> RunDirectory:
         if self.primary:
-            with storage_errors(self.path, "use the run directory"):
-                self.path.mkdir(parents=True, exist_ok=True)
-                self._take_lock()
             try:
+                with storage_errors(self.path, "use the run directory"):
+                    self._take_lock()
                 self._probe()
             except BaseException:
                 self.close()
@@ -61,25 +63,44 @@ class RunDirectory:
         self.close()
 
     def close(self) -> None:
-        """Let go of the directory."""
+        """Let go of the directory: without the lock, and without what was made to hold it and stayed empty."""
+        if self._lock is not None:
+            (self.path / ".lock").unlink(missing_ok=True)
+        for directory in self._made:
+            with contextlib.suppress(OSError):  # something was written there
+                directory.rmdir()
+        self._forget()
+
+    def _forget(self) -> None:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
 
     def _take_lock(self) -> None:
-        lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(lock, 200, 0).decode(errors="replace").strip() or "another process"
-            os.close(lock)
-            raise ConfigError(
-                f"The run directory {self.path} is in use by {holder}. Wait for it to end, stop it, or give another "
-                "--workdir."
-            ) from None
-        self._lock = lock
+        self._made = [place for place in (self.path, *self.path.parents) if not place.exists()]
+        while self._lock is None:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = os.pread(lock, 200, 0).decode(errors="replace").strip() or "another process"
+                os.close(lock)
+                raise ConfigError(
+                    f"The run directory {self.path} is in use by {holder}. Wait for it to end, stop it, or give "
+                    "another --workdir."
+                ) from None
+            self._lock = lock
+            if not self._lock_lies_there():  # a launch that ended meanwhile has removed it
+                self._forget()
         # A forked child shares the lock, and would hold it after this process was killed.
-        os.register_at_fork(after_in_child=self.close)
+        os.register_at_fork(after_in_child=self._forget)
+
+    def _lock_lies_there(self) -> bool:
+        try:
+            return os.path.samestat(os.fstat(self._lock), os.stat(self.path / ".lock"))
+        except FileNotFoundError:
+            return False
 
     def _probe(self) -> None:
         probe = self.path / ".probe"

@@ -59,6 +59,33 @@ def test_a_run_that_ended_lets_go(tmp_path):
             pass
 
 
+def test_a_launch_that_writes_nothing_leaves_nothing(tmp_path):
+    (tmp_path / "runs").mkdir()
+    with open_run(tmp_path / "runs" / "a" / "b", True):
+        pass
+    assert list((tmp_path / "runs").iterdir()) == []
+    with open_run(tmp_path / "runs" / "a" / "b", True) as run:
+        run.write_environment()
+    assert [path.name for path in (tmp_path / "runs" / "a" / "b").iterdir()] == ["environment.json"]
+
+
+def test_a_launch_does_not_hold_a_lock_that_another_has_removed(tmp_path, monkeypatch):
+    """The first to open the file may be the last to hold it: the holder removes it as it ends."""
+    first, second, opened = open_run(tmp_path / "run", True), open_run(tmp_path / "run", True), os.open
+
+    def late(path, *arguments):
+        lock = opened(path, *arguments)
+        monkeypatch.setattr(os, "open", opened)
+        first.close()
+        return lock
+
+    with first:
+        (tmp_path / "run" / "kept").touch()
+        monkeypatch.setattr(os, "open", late)
+        with second, pytest.raises(ConfigError, match="in use"), open_run(tmp_path / "run", True):
+            pass
+
+
 def test_a_stale_lock_is_taken_over(tmp_path):
     (tmp_path / ".lock").write_text("process 1 on elsewhere\n")
     with open_run(tmp_path, True):
@@ -85,7 +112,7 @@ def test_the_probe_finds_a_disk_that_takes_no_bytes(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 6 and "File too large" in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
-    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="permissions do not bind the superuser")
