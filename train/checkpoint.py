@@ -77,7 +77,7 @@ def as_array(leaf, name: str) -> jax.Array:
 
 def copied(array: jax.Array) -> jax.Array:
     """The same array in memory of its own where Orbax would look into the device's: on CPU a view is not a copy."""
-    if array.sharding.memory_kind == "device" and next(iter(array.devices())).platform != "cpu":
+    if next(iter(array.devices())).platform != "cpu":
         return array
     shards = [jax.device_put(np.array(shard.data), shard.device) for shard in array.addressable_shards]
     return jax.make_array_from_single_device_arrays(array.shape, array.sharding, shards)

@@ -16,7 +16,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from data.cli import exit_code
 from train import inspect
 from train.checkpoint import Checkpointer
-from train.inspect import digest, main
+from train.inspect import digest, digest_leaves, main
+from train.manifest import Manifest
 
 ROOT = Path(__file__).resolve().parents[2]
 PARAMS = {"block": {"kernel": jnp.arange(64.0).reshape(8, 8)}, "head": jnp.ones((3,), jnp.bfloat16)}
@@ -66,6 +67,9 @@ def test_the_digest_is_defined(capsys):
     for path, leaf in (("block/kernel", PARAMS["block"]["kernel"]), ("head", PARAMS["head"])):
         expected.update(f"{path}\0{leaf.dtype}\0{list(leaf.shape)}\0".encode() + np.asarray(leaf).tobytes())
     assert digest(PARAMS) == expected.hexdigest()
+    assert list(inspect.merged_paths(Manifest(0, {}, {"a/b/c": {}, "a/b-c": {}}, {}, {}), ("a",))) == ["b-c", "b/c"]
+    nested = {"b": {"c": PARAMS["head"]}, "b-c": PARAMS["head"]}
+    assert digest(nested) == digest_leaves([("b-c", PARAMS["head"]), ("b/c", PARAMS["head"])])
 
 
 def test_the_digest_does_not_see_shardings_or_batches(monkeypatch, pristine, capsys):
@@ -80,7 +84,7 @@ def test_the_digest_does_not_see_shardings_or_batches(monkeypatch, pristine, cap
 @pytest.mark.parametrize(
     "other",
     [
-        {**PARAMS, "head": PARAMS["head"].astype(jnp.float16)},
+        {**PARAMS, "head": PARAMS["head"].view(jnp.float16)},
         {**PARAMS, "head": PARAMS["head"].reshape(3, 1)},
         {**PARAMS, "head": -PARAMS["head"]},
         {"block": PARAMS["block"], "tail": PARAMS["head"]},
