@@ -48,7 +48,8 @@ class Stack:
         for entry, block in enumerate(self.blocks):
             layers = self.first + entry + len(self.blocks) * jnp.arange(self.periods)
             keys = jax.vmap(jax.random.fold_in, (None, 0))(key, layers)
-            boxed = jax.vmap(lambda key, block=block: block.init(key, x_BxLxD, shared, table)["params"])(keys)
+            free = block.clone(constrain=lambda x, names: x)  # one row and one position divide by no mesh
+            boxed = jax.vmap(lambda key, free=free: free.init(key, x_BxLxD, shared, table)["params"])(keys)
             params[str(entry)] = stack(boxed)
         return params
 

@@ -21,8 +21,8 @@ import os, sys, time
 from pathlib import Path
 from train.rundir import open_run
 with open_run(Path(sys.argv[1]), primary=True):
-    if os.fork():
-        print(os.getpid(), flush=True)
+    if not os.fork():
+        print(os.getppid(), flush=True)
     time.sleep(60)
 """
 
