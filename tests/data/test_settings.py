@@ -59,7 +59,7 @@ class Right:
 @dataclass(frozen=True)
 class Tree:
     left: Left = Left()
-    right: Right = Right()
+    right: Right = Right(rate=0.3)
 
 
 RECIPE = """
@@ -219,7 +219,7 @@ def test_stray_arguments_are_refused(recipe, argument, part):
         ("config.left.note = 'x'; config.left.files = ['a']", Left(note="x", files=("a",))),
         ("config.left.every = '2 epochs'; config.left.rate = 1", Left(every="2 epochs", rate=1.0)),
         ("config.left.update(count=4)", Left(count=4)),
-        ("config.left.rate = config.right.get_ref('rate'); config.right.rate = 0.2", Left(rate=0.2)),
+        ("config.left.rate = config.right.get_ref('rate') * 2", Left(rate=0.6)),
     ],
 )
 def test_a_recipe_sets_what_differs(recipe, body, left):
@@ -237,6 +237,7 @@ def test_a_recipe_sets_tuples_of_sections(recipe):
         ("config.left.cuont = 1", ("line 6", "left.cuont", "left.count?")),
         ("config.lfet.count = 1", ("line 6", "lfet", "left?")),
         ("config.left.count = '3'", ("line 6", "left.count", '"3"', "an integer")),
+        ("config.left.count = 3.5", ("line 6", "left.count", "3.5", "an integer")),
         ("config.left.count = True", ("line 6", "left.count", "true", "an integer")),
         ("config.left.on = 1", ("line 6", "left.on", "true or false")),
         ("config.left.count = None", ("line 6", "left.count", "null", "an integer")),
@@ -322,6 +323,7 @@ def test_json_config_dict_and_recipe_hold_the_same_tree(tree, tmp_path):
 def test_a_part_of_a_tree_is_completed_with_defaults():
     part = {"left": {"color": {"depth": 0.5}, "count": 1e3}}
     assert settings.from_plain(Tree, part) == Tree(Left(color=Blue(depth=0.5), count=1000))
+    assert settings.from_plain(Tree, {"right": {"entries": []}}) == Tree(right=Right(entries=(), rate=0.3))
 
 
 def test_every_line_of_a_dump_is_an_override_that_rebuilds_it(recipe):
@@ -346,7 +348,7 @@ def test_the_hash_sees_every_value_and_nothing_else(recipe):
     assert settings.config_hash(load(recipe(), "left.rate=1")) == settings.config_hash(Tree(Left(rate=1.0)))
     variants = [Tree(), CHANGED, Tree(Left(count=4)), Tree(Left(color=Red())), Tree(right=Right(entries=()))]
     assert len({settings.config_hash(tree) for tree in variants}) == len(variants)
-    assert settings.config_hash(Tree()) == "313429df20"
+    assert settings.config_hash(Tree()) == "9aba2ed591"
 
 
 LEAVES = """\
