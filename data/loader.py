@@ -75,9 +75,7 @@ class Prefetcher:
     A context manager. `get` hands them out in order. Depth 0 makes a batch when it is asked for.
     """
 
-    def __init__(
-        self, make_batch: Callable[[int], Batch], first_step: int, last_step: int, depth: int, timeout: float
-    ):
+    def __init__(self, make_batch: Callable[[int], Batch], first_step: int, last_step: int, depth: int, timeout: float):
         self._make_batch, self._last, self._depth, self._timeout = make_batch, last_step, depth, timeout
         self._next = first_step  # the step that `get` hands out next
         self._allowed = first_step + depth  # steps below it may be made

@@ -174,17 +174,13 @@ class JsonlReader(FileReader):
             try:
                 record = json.loads(text)
             except (ValueError, RecursionError) as error:
-                raise DataError(
-                    f"{path}, line {line} is not valid JSON: {error}. Mend or remove the line."
-                ) from error
+                raise DataError(f"{path}, line {line} is not valid JSON: {error}. Mend or remove the line.") from error
             yield self._text(record, f"{path}, line {line}")
 
     def _text(self, record: object, where: str) -> str:
         field = self.config.field
         if not isinstance(record, dict):
-            raise DataError(
-                f"{where} holds a JSON {type(record).__name__}, expected an object with a key {field!r}."
-            )
+            raise DataError(f"{where} holds a JSON {type(record).__name__}, expected an object with a key {field!r}.")
         if field not in record:
             raise DataError(
                 f"{where} has no key {field!r} (data.source.field); its keys are "
@@ -192,9 +188,7 @@ class JsonlReader(FileReader):
             )
         text = record[field]
         if not isinstance(text, str):
-            raise DataError(
-                f"{where}: {field!r} (data.source.field) is {json.dumps(text)[:80]}, expected text."
-            )
+            raise DataError(f"{where}: {field!r} (data.source.field) is {json.dumps(text)[:80]}, expected text.")
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -212,9 +206,7 @@ def _matching(key: str, patterns: tuple[str, ...]) -> list[str]:
         expanded = os.path.expanduser(pattern)
         literal = os.path.exists(expanded)  # a name may hold the characters of a glob
         if literal and os.path.isdir(expanded):
-            raise DataError(
-                f"{pattern} in {key} is a directory; write a glob such as {pattern.rstrip('/')}/**/*.txt."
-            )
+            raise DataError(f"{pattern} in {key} is a directory; write a glob such as {pattern.rstrip('/')}/**/*.txt.")
         matches = [expanded] if literal else glob.glob(expanded, recursive=True)
         files = [os.path.abspath(path) for path in matches if os.path.isfile(path)]
         if not files:
@@ -245,9 +237,7 @@ def _lines(path: str) -> Iterator[tuple[int, str]]:
         if not offset:
             raise DataError(f"{path} is empty. Remove it, or narrow the glob in data.source.")
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(
-            f"{path} cannot be read: {error}. Restore it, or remove it from data.source."
-        ) from error
+        raise DataError(f"{path} cannot be read: {error}. Restore it, or remove it from data.source.") from error
 
 
 READERS = {"text": TextReader, "jsonl": JsonlReader, "tfds": TfdsReader}

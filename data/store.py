@@ -62,8 +62,8 @@ def write(directory: str | os.PathLike, documents: Iterable[str], tokenizer: Tok
         incoming.mkdir()
         handle = os.open(incoming, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
         with storage_errors(directory):
+            fcntl.flock(handle, fcntl.LOCK_EX)
             _fill(incoming, first, encoded, tokenizer, about)
             sync(incoming)
             _put(incoming, directory)

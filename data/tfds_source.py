@@ -25,9 +25,7 @@ class TfdsReader:
         importlib.import_module("data.corpus")  # registers python_library
         try:
             with _quiet():
-                self.builder = self._tfds.builder(
-                    config.dataset, data_dir=self.directory, file_format="array_record"
-                )
+                self.builder = self._tfds.builder(config.dataset, data_dir=self.directory, file_format="array_record")
         except Exception as error:  # TFDS raises many classes for a name that it cannot resolve
             raise DataError(
                 f"TFDS knows no data set {config.dataset!r} (data.source.dataset): {_first_line(error)} "
@@ -75,8 +73,7 @@ class TfdsReader:
         features = list(self.builder.info.features)
         if self.config.field not in features:
             raise DataError(
-                f"{self._name} has no feature {self.config.field!r} (data.source.field); it has "
-                f"{', '.join(features)}."
+                f"{self._name} has no feature {self.config.field!r} (data.source.field); it has {', '.join(features)}."
             )
         return examples
 

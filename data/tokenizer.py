@@ -51,9 +51,7 @@ class Tokenizer:
         self._content = {
             **content,
             **{"truncation": None, "padding": None, "post_processor": None},
-            "added_tokens": _with_special(
-                content.get("added_tokens") or [], end_of_text_token, self.end_of_text
-            ),
+            "added_tokens": _with_special(content.get("added_tokens") or [], end_of_text_token, self.end_of_text),
         }
         self.fingerprint: str = hashlib.sha256(canonical_json([self._content, end_of_text_token])).hexdigest()
         self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(self._content))
@@ -65,9 +63,7 @@ class Tokenizer:
         pieces = [(index, piece) for index, text in enumerate(texts) for piece in self._pieces(text)]
         ids: list[list[np.ndarray]] = [[] for _ in texts]
         for group in _groups(pieces):
-            encodings = self._tokenizer.encode_batch_fast(
-                [piece for _, piece in group], add_special_tokens=False
-            )
+            encodings = self._tokenizer.encode_batch_fast([piece for _, piece in group], add_special_tokens=False)
             for (index, _), encoding in zip(group, encodings, strict=True):
                 ids[index].append(np.array(encoding.ids, dtype=np.uint32))
         return [parts[0] if len(parts) == 1 else np.concatenate(parts) for parts in ids]
@@ -184,9 +180,7 @@ def load(path: str | os.PathLike, end_of_text: str | None = None) -> Tokenizer:
         content = json.loads(Path(path).read_bytes())
         vocabulary = tokenizers.Tokenizer.from_str(json.dumps(content)).get_vocab(with_added_tokens=True)
     except OSError as error:
-        raise DataError(
-            f"The tokenizer {path} cannot be read: {error.strerror}. Check data.tokenizer.path."
-        ) from error
+        raise DataError(f"The tokenizer {path} cannot be read: {error.strerror}. Check data.tokenizer.path.") from error
     except Exception as error:  # the library raises Exception itself for a file that it does not know
         raise DataError(
             f"The tokenizer {path} is not a tokenizer.json that the tokenizers library reads: {error}. "

@@ -73,14 +73,30 @@ def test_fingerprint_is_of_content_alone(tmp_path):
     store.write(tmp_path / "again", TEXTS, tokenizer.byte_tokenizer(), about={"another": 1})
     assert Store(tmp_path / "again").fingerprint == first.fingerprint
     assert Store(tmp_path / "first").fingerprint == first.fingerprint
-    other_border = ["abcx", "a longer document\nof two lines", "abc", "é" * 20]
-    prints = {
-        first.fingerprint,
-        write(tmp_path / "text", [*TEXTS, "y"]).fingerprint,
-        write(tmp_path / "border", other_border).fingerprint,
-        write(tmp_path / "bpe", TEXTS, tokenizer.train_bpe(["zz"], 257)).fingerprint,
-    }
-    assert len(prints) == 4
+    assert write(tmp_path / "text", [*TEXTS, "y"]).fingerprint != first.fingerprint
+
+
+def words(path: Path, size: int) -> tokenizer.Tokenizer:
+    """A tokenizer of the words w1 ... w<size - 1>, and of an end of text that its model finds in text."""
+    library = tokenizers.Tokenizer(
+        models.WordLevel({"</s>": 0, **{f"w{i}": i for i in range(1, size)}}, unk_token="w1")
+    )
+    library.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    library.save(str(path))
+    return tokenizer.load(path)
+
+
+def test_fingerprint_is_of_borders_and_tokenizer_too(tmp_path):
+    """The same ids with other borders, or made by another tokenizer, are another store."""
+    small, large = words(tmp_path / "small.json", 5), words(tmp_path / "large.json", 6)
+    stores = [
+        write(tmp_path / "two", ["w1", "w2"], small),
+        write(tmp_path / "one", ["w1 </s> w2"], small),
+        write(tmp_path / "other", ["w1", "w2"], large),
+    ]
+    assert [opened.tokens(0, 4).tolist() for opened in stores] == [[0, 1, 0, 2]] * 3
+    assert [opened.num_documents for opened in stores] == [2, 1, 2]
+    assert len({opened.fingerprint for opened in stores}) == 3
 
 
 @pytest.mark.parametrize(
@@ -93,11 +109,7 @@ def test_width_is_the_narrowest_that_holds_the_vocabulary(size, dtype):
 
 @pytest.mark.parametrize("size", [200, 300, 70_000])
 def test_every_width_holds_its_largest_id(size, tmp_path):
-    words = {"</s>": 0, **{f"w{index}": index for index in range(1, size)}}
-    library = tokenizers.Tokenizer(models.WordLevel(words, unk_token="w1"))
-    library.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    library.save(str(tmp_path / "words.json"))
-    written = write(tmp_path / "store", [f"w{size - 1} w2"], tokenizer.load(tmp_path / "words.json"))
+    written = write(tmp_path / "store", [f"w{size - 1} w2"], words(tmp_path / "words.json", size))
     assert written.tokens(0, 3).tolist() == [0, size - 1, 2]
     assert written.dtype.name == store.width(size)
     assert written.tokenizer.decode(written.document(0)) == f"w{size - 1} w2"
