@@ -21,7 +21,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +35,8 @@ VERSION = 1
 SHARD_TOKENS = 1 << 28  # a constant of the format: the fingerprint is taken of whole shards
 BATCH_CHARACTERS = 1 << 21  # text handed to the tokenizer at a time
 WIDTHS = ("uint8", "uint16", "uint32")
+
+Encoded = tuple[list[np.ndarray], int, int]  # ids of some documents, their UTF-8 bytes, documents left out
 
 
 def width(vocab_size: int) -> str:
@@ -74,8 +76,8 @@ def write(directory: str | os.PathLike, documents: Iterable[str], tokenizer: Tok
         os.close(handle)
 
 
-def _encode(documents: Iterable[str], tokenizer: Tokenizer) -> Iterator[tuple[list[np.ndarray], int, int]]:
-    """(ids of some documents, their UTF-8 bytes, empty documents left out), the next batch made meanwhile."""
+def _encode(documents: Iterable[str], tokenizer: Tokenizer) -> Iterator[Encoded]:
+    """Documents in batches, the next one encoded while its reader writes the last."""
 
     def batches():
         texts, characters = [], 0
@@ -128,29 +130,11 @@ class _Shards:
             self._file = None
 
 
-def _fill(directory: Path, first, encoded: Iterator, tokenizer: Tokenizer, about: dict):
+def _fill(directory: Path, first: Encoded, encoded: Iterator[Encoded], tokenizer: Tokenizer, about: dict):
     """Writes every file of a store into `directory`, the header last."""
     shards = _Shards(directory, np.dtype(width(tokenizer.vocab_size)).newbyteorder("<"))
-    end = np.array([tokenizer.end_of_text], dtype=np.uint32)
-    counts = {"num_documents": 0, "text_bytes": 0, "empty_documents": 0}
-    largest = tokenizer.end_of_text
     try:
-        with open(directory / "documents.bin", "wb") as boundaries:
-            while first is not None:
-                documents, text_bytes, empty = first
-                lengths = np.array([ids.size + 1 for ids in documents], dtype=np.uint64)
-                starts = shards.total + np.cumsum(lengths) - lengths
-                boundaries.write(starts.astype("<u8").data)
-                if documents:
-                    ids = np.concatenate([part for ids in documents for part in (end, ids)])
-                    shards.append(ids)
-                    largest = max(largest, int(ids.max()))
-                counts["num_documents"] += len(documents)
-                counts["text_bytes"] += text_bytes
-                counts["empty_documents"] += empty
-                first = next(encoded, None)
-            boundaries.flush()
-            os.fsync(boundaries.fileno())
+        counts = _write_documents(directory, shards, chain([first], encoded), tokenizer.end_of_text)
     finally:
         shards.close()
     if not counts["num_documents"]:
@@ -168,7 +152,6 @@ def _fill(directory: Path, first, encoded: Iterator, tokenizer: Tokenizer, about
         "shard_tokens": SHARD_TOKENS,
         "num_tokens": shards.total,
         **counts,
-        "max_token": largest,
         "end_of_text": tokenizer.end_of_text,
         "end_of_text_token": tokenizer.end_of_text_token,
         "vocab_size": tokenizer.vocab_size,
@@ -178,6 +161,27 @@ def _fill(directory: Path, first, encoded: Iterator, tokenizer: Tokenizer, about
         "about": about,
     }
     write_durably(directory / "header.json", _header_bytes(header))
+
+
+def _write_documents(directory: Path, shards: _Shards, encoded: Iterable[Encoded], end_of_text: int) -> dict[str, int]:
+    """Writes ids and boundaries; what the header says of the documents."""
+    end = np.array([end_of_text], dtype=np.uint32)
+    counts = {"num_documents": 0, "text_bytes": 0, "empty_documents": 0, "max_token": end_of_text}
+    with open(directory / "documents.bin", "wb") as boundaries:
+        for documents, text_bytes, empty in encoded:
+            lengths = np.array([ids.size + 1 for ids in documents], dtype=np.uint64)
+            starts = np.uint64(shards.total) + np.cumsum(lengths) - lengths
+            boundaries.write(starts.astype("<u8").data)
+            if documents:
+                ids = np.concatenate([part for ids in documents for part in (end, ids)])
+                shards.append(ids)
+                counts["max_token"] = max(counts["max_token"], int(ids.max()))
+            counts["num_documents"] += len(documents)
+            counts["text_bytes"] += text_bytes
+            counts["empty_documents"] += empty
+        boundaries.flush()
+        os.fsync(boundaries.fileno())
+    return counts
 
 
 def _fingerprint(files: dict, tokenizer_fingerprint: str) -> str:

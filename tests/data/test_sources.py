@@ -82,12 +82,12 @@ def test_sides_follow_the_text_alone(tmp_path):
 
 
 def test_held_out_files_keep_their_copies_out_of_training(tmp_path):
-    source = text(tmp_path, "one\ntwo\nshared\n", "three\nshared\n", document="line")
+    source = text(tmp_path, "one\ntwo\nboth\n", "three\nboth\n", document="line")
     source = TextSource(**{**vars(source), "validation_paths": (f"{tmp_path}/01.txt",), "validation_fraction": 0.5})
     reader = sources.reader(source, "unused")
     assert list(reader.documents("train")) == ["one", "two"]
     assert reader.left_out == 1
-    assert list(reader.documents("validation")) == ["three", "shared"]
+    assert list(reader.documents("validation")) == ["three", "both"]
 
 
 def test_no_validation_is_none(tmp_path):
