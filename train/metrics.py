@@ -180,7 +180,7 @@ def package(module: str, name: str):
 
 
 def kept_id(path: Path) -> str | None:
-    return path.read_text().strip() if path.exists() else None
+    return (path.read_text().strip() or None) if path.exists() else None
 
 
 def keep_id(path: Path, value: str) -> None:
