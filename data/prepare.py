@@ -20,7 +20,7 @@ from pathlib import Path
 from data import sources, store, tokenizer
 from data.cli import run_command
 from data.config import Data, FileTokenizer, check, missing_inputs
-from data.errors import ConfigError
+from data.errors import ConfigError, DataError
 from data.files import canonical_json, locked
 from data.schema import to_plain
 from data.settings import load
@@ -45,11 +45,13 @@ class Section:
     data: Data = Data()
 
 
-def prepare(config: Data) -> Prepared:
+def prepare(config: Data, vocab_size: int | None = None) -> Prepared:
     """Opens the stores of `config`, or builds what is missing or no longer current.
 
     Safe to call from several processes at once: one builds, the others wait and open. Nothing is written
     before the source was found able to give its first documents. With `config.verify` every byte is checked.
+    `vocab_size`: ids of the model that shall read the stores; a token beyond them is a DataError, before any
+    text is tokenized where the tokenizer's file tells.
 
     Raises ConfigError, DataError, StorageError.
     """
@@ -62,17 +64,29 @@ def prepare(config: Data) -> Prepared:
     prepared = _opened(directory, identity, reader.has_validation())
     if prepared is None:
         reader.check()
+        if vocab_size is not None and isinstance(config.tokenizer, FileTokenizer):
+            _check_tokenizer(config.tokenizer, vocab_size)
         waiting = f"prepare: waiting for another process that prepares {directory}"
         with locked(directory.parent / f".{directory.name}.lock", waiting):
             prepared = _opened(directory, identity, reader.has_validation())
             if prepared is None:
                 _build(directory, config, reader, identity)
                 prepared = _opened(directory, identity, reader.has_validation())
-    if config.verify:
-        for opened in (prepared.train, prepared.validation):
-            if opened is not None:
-                opened.verify()
+    for opened in filter(None, (prepared.train, prepared.validation)):
+        if config.verify:
+            opened.verify()
+        if vocab_size is not None:
+            store.check_vocabulary(opened, vocab_size)
     return prepared
+
+
+def _check_tokenizer(config: FileTokenizer, vocab_size: int):
+    needed = tokenizer.build(config, ()).text_vocab_size
+    if needed > vocab_size:
+        raise DataError(
+            f"The tokenizer {config.path} gives ids up to {needed - 1}, but model.vocab_size is {vocab_size}. Set "
+            f"model.vocab_size to at least {needed}, or choose a smaller tokenizer."
+        )
 
 
 def _identity(config: Data) -> dict:

@@ -58,6 +58,13 @@ class Tokenizer:
         self._tokenizer.encode_special_tokens = True
         self._divisible = _divisible(self._content)
 
+    @property
+    def text_vocab_size(self) -> int:
+        """Largest id that a stored document can hold, + 1: special tokens do not come out of text."""
+        special = {entry["content"] for entry in self._content["added_tokens"] if entry["special"]}
+        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+        return max(self.end_of_text, *(i for token, i in vocabulary.items() if token not in special)) + 1
+
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """One uint32 array of ids for each text, made on all cores."""
         pieces = [(index, piece) for index, text in enumerate(texts) for piece in self._pieces(text)]

@@ -257,11 +257,13 @@ def restore_newest(
     usable. MismatchError at once where a sound one does not fit: a changed architecture is not damage.
     """
     found = newest_usable(Path(directory), report)
-    if found is None:
-        return None
-    path, manifest = found
+    return None if found is None else (restore_found(*found, abstract_tree), found[1])
+
+
+def restore_found(path: Path, manifest: Manifest, abstract_tree):
+    """`restore`, of what `newest_usable` has found and verified: its files are not hashed again."""
     compare(manifest, leaf_dict(abstract_tree), path)
-    return read(path, abstract_tree), manifest
+    return read(path, abstract_tree)
 
 
 def newest_usable(directory: Path, report: Callable[[str], None] = to_stderr) -> tuple[Path, Manifest] | None:

@@ -10,19 +10,19 @@ import jax
 from data.loader import Prefetcher
 from data.prepare import Prepared, prepare
 from data.schema import to_plain
-from data.store import check_vocabulary
 from train import checkpoint, flops, schedule
 from train.assembly import Assembly, assemble
 from train.checkpoint import Checkpointer
 from train.config import Config
 from train.errors import Stopped
 from train.evaluate import make_eval_step
-from train.metrics import make_writers
+from train.manifest import Manifest
+from train.metrics import check_installed, make_writers
 from train.plan import Plan, make_plan
 from train.progress import make_progress
 from train.resume import check_resume
 from train.rundir import RunDirectory, open_run, scope_difference
-from train.session import Feed, Session
+from train.session import Counters, Feed, Session, saved_counters
 from train.signals import StopSignal, Watchdog
 from train.state import State
 from train.step import Step
@@ -34,24 +34,23 @@ def train(config: Config, workdir: Path) -> None:
     Raises the UserErrors that `data.errors` and `train.errors` list; Stopped after a signal.
     """
     assembly = assemble(config)
+    check_installed(config.log)
     with open_run(workdir) as directory:
         saved = directory.read_config()
         notes = [] if saved is None else check_resume(saved, to_plain(config))
-        prepared = prepare(config.data)
-        check_vocabulary(prepared.train, config.model.vocab_size)
+        prepared = prepare(config.data, config.model.vocab_size)
         feed = Feed.make(assembly, prepared)
         plan = make_plan(config, len(feed.loader.rows))
-        finished = checkpoint.newest_usable(directory.checkpoints)
-        if finished is not None and finished[1].step >= plan.total_steps:
+        found = checkpoint.newest_usable(directory.checkpoints)
+        if found is not None and found[1].step >= plan.total_steps:
             say(f"the run in {workdir} has its {plan.total_steps} steps; raise train.steps to go on")
             return
         with StopSignal() as stop, Watchdog(config.train.hang_timeout) as watchdog:
-            session, state = begin(assembly, prepared, feed, plan, directory, notes)
+            session, state = begin(assembly, prepared, feed, plan, directory, found, notes)
             try:
                 loop(session, state, stop, watchdog)
             finally:
-                session.progress.close()
-                session.writers.close()
+                session.close()
 
 
 def loop(session: Session, state: State, stop: StopSignal, watchdog: Watchdog) -> None:
@@ -70,7 +69,7 @@ def loop(session: Session, state: State, stop: StopSignal, watchdog: Watchdog) -
             if stopping or plan.eval_due(step) or plan.save_due(step):
                 session.record(*pending)
                 pending = None
-                evaluated = session.evaluate(step, state) if plan.eval_due(step) else {}
+                evaluated = session.evaluate(step, state, watchdog.beat) if plan.eval_due(step) else {}
                 if stopping or plan.save_due(step):
                     session.save(step, state, evaluated)
                 session.resume_clock()
@@ -102,12 +101,28 @@ def compile_step(session: Session):
 
 
 def begin(
-    assembly: Assembly, prepared: Prepared, feed: Feed, plan: Plan, directory: RunDirectory, notes: list[str]
+    assembly: Assembly,
+    prepared: Prepared,
+    feed: Feed,
+    plan: Plan,
+    directory: RunDirectory,
+    found: tuple[Path, Manifest] | None,
+    notes: list[str],
 ) -> tuple[Session, State]:
-    """The session and its state: restored, or fresh. From here on the run directory is written."""
+    """The session and its state: that of the checkpoint `found`, or a fresh one.
+
+    Whatever can refuse the launch comes first; from there on the run directory is written.
+    """
     config = assembly.config
-    restored = checkpoint.restore_newest(directory.checkpoints, assembly.abstract)
-    first = 0 if restored is None else restored[1].step
+    fingerprints = {
+        "store_fingerprint": prepared.train.fingerprint,
+        "tokenizer_fingerprint": prepared.tokenizer.fingerprint,
+    }
+    if found is None:
+        first, counters, state = 0, Counters(), initial(assembly)
+    else:
+        first, counters = found[1].step, saved_counters(found[1].metadata, fingerprints)
+        state = checkpoint.restore_found(*found, assembly.abstract)
     per_device, how = flops.peak_flops(assembly.mesh.devices.flat[0], config.model.dtype)
     before = directory.read_environment()
     keep = config.checkpoint
@@ -119,19 +134,15 @@ def begin(
         writers=make_writers(config.log, directory.path, first, directory.primary),
         progress=make_progress(plan.total_steps, first),
         checkpointer=Checkpointer(directory.checkpoints, keep.keep, plan.keep_every, keep.best),
-        fingerprints={
-            "store_fingerprint": prepared.train.fingerprint,
-            "tokenizer_fingerprint": prepared.tokenizer.fingerprint,
-        },
+        fingerprints=fingerprints,
         peak=per_device * assembly.mesh.size,
+        counters=counters,
     )
-    if restored is not None:
-        session.resume(restored[1].metadata)
     directory.write_config(to_plain(config), first)
     if directory.primary:
         prepared.tokenizer.save(directory.path / "tokenizer.json")
     now = directory.write_environment()
-    difference = None if restored is None else scope_difference(before, now)
+    difference = None if found is None else scope_difference(before, now)
     rows = feed.loader.rows
     lines = [
         f"run {directory.path}: step {first} of {plan.total_steps}, mesh {dict(assembly.mesh.shape)}",
@@ -144,7 +155,7 @@ def begin(
     ]
     for line in lines:
         say(line)
-    return session, restored[0] if restored is not None else initial(assembly)
+    return session, state
 
 
 def initial(assembly: Assembly) -> State:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from data.cli import run_command
 from data.schema import config_hash
 from train.config import Config, load
-
-# XLA on CPU: reductions through YNNPACK race between cores (jax#39741). XLA on GPU: no atomics.
-DETERMINISTIC_FLAGS = ("--xla_cpu_experimental_ynn_fusion_type=", "--xla_gpu_deterministic_ops=true")
+from train.runtime import prepare_runtime
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -30,16 +27,6 @@ def main(arguments: Sequence[str]) -> None:
         print(dry_run.describe(config))
         return
     loop.train(config, known.workdir or default_workdir(known.config, config))
-
-
-def prepare_runtime(config: Config) -> None:
-    """Set the flags of XLA, and join the other processes of a run where there are any."""
-    if config.train.deterministic:
-        os.environ["XLA_FLAGS"] = " ".join((os.environ.get("XLA_FLAGS", ""), *DETERMINISTIC_FLAGS)).strip()
-    if "JAX_COORDINATOR_ADDRESS" in os.environ:
-        import jax
-
-        jax.distributed.initialize()
 
 
 def default_workdir(spec: str, config: Config) -> Path:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -215,6 +216,16 @@ def _global_array(part: np.ndarray, sharding: NamedSharding, rows: int):
         return part[(slice(start - first, stop - first), *index[1:])]
 
     return jax.make_array_from_callback((rows, *part.shape[1:]), sharding, cut)
+
+
+def any_process(mesh: Mesh, flag: bool) -> jax.Array:
+    """Boolean scalar, the same in every process: whether `flag` is true in any. Every process of the mesh calls it."""
+    everywhere = NamedSharding(mesh, PartitionSpec(AXES))
+    flags = jax.make_array_from_callback((mesh.size,), everywhere, lambda _: np.full(1, flag))
+    return _any(flags)
+
+
+_any = jax.jit(jnp.any)
 
 
 def _mesh(mesh: Mesh) -> str:

@@ -218,6 +218,13 @@ def complain(name: str, error: Exception) -> None:
     )
 
 
+def check_installed(log: Log) -> None:
+    """ConfigError where a package that the configuration asks for is not installed; writes nothing."""
+    wanted = {"tensorboard": log.tensorboard, "wandb": log.wandb is not None, "mlflow": log.mlflow is not None}
+    for name in (name for name, asked in wanted.items() if asked):
+        package(name, name)
+
+
 def make_writers(log: Log, directory: Path, resume_step: int, primary: bool) -> Writers:
     """The writers of a run in `directory`, cut after `resume_step`; none where this process is not the primary one.
 

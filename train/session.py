@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
-from data.errors import ConfigError
+from data.errors import ConfigError, UserError
 from data.loader import DATA_ORDER_VERSION, Loader, evaluation_batches
 from data.packing import Rows, make_rows
 from data.prepare import Prepared
@@ -23,7 +22,7 @@ from train.evaluate import bits_per_byte, evaluate
 from train.metrics import Writers
 from train.plan import Plan
 from train.progress import BarProgress, PlainProgress
-from train.state import State
+from train.state import State, all_finite
 
 
 @dataclass
@@ -33,6 +32,17 @@ class Counters:
     tokens: int = 0  # targets with weight, over all attempted steps
     skipped: int = 0
     bad_streak: int = 0  # non-finite steps in a row up to now
+
+
+def saved_counters(metadata: dict, fingerprints: dict[str, str]) -> Counters:
+    """The counters of a checkpoint; ConfigError where its data, of the `fingerprints` now, was other data."""
+    for name, value in {"data_order": DATA_ORDER_VERSION, **fingerprints}.items():
+        if metadata[name] != value:
+            raise ConfigError(
+                f"this run cannot go on with other data: its {name} was {metadata[name]}, now {value}. Restore the "
+                "text and the tokenizer it began with, or start a new run with another --workdir"
+            )
+    return Counters(*(metadata[name] for name in vars(Counters())))
 
 
 @dataclass(frozen=True)
@@ -56,10 +66,12 @@ class Feed:
         rows = self.loader.batch_size
         return self._place(self.loader.batch(step, *self._local(rows)), rows)
 
-    def validation_batches(self) -> Iterator[dict]:
+    def validation_batches(self, beat: Callable[[], None]) -> Iterator[dict]:
+        """The batches of one evaluation, `beat` called before each."""
         rows = self.assembly.eval_rows()
         limit = self.assembly.config.eval.batches
         for batch in evaluation_batches(self.validation, rows, limit, *self._local(rows)):
+            beat()
             yield self._place(batch, rows)
 
     def _local(self, rows: int) -> tuple[int, int]:
@@ -81,6 +93,7 @@ class Session:
     fingerprints: dict[str, str]
     peak: float  # FLOP/s of all devices
     counters: Counters = field(default_factory=Counters)
+    asked: jax.Array | None = None  # whether any process was asked to stop, as of the last step
     mark: float = field(default_factory=time.monotonic)  # when the last step was seen to end
 
     def record(self, step: int, metrics: dict) -> None:
@@ -121,13 +134,14 @@ class Session:
             f"row {row} of epoch {epoch}. The last checkpoint is sound; lower optim.learning_rate or look at the data"
         )
 
-    def evaluate(self, step: int, state: State) -> dict[str, float]:
-        """Validation metrics under their names in the log; changes nothing in training."""
+    def evaluate(self, step: int, state: State, beat: Callable[[str], None]) -> dict[str, float]:
+        """Validation metrics under their names in the log; changes nothing in training. Each batch calls `beat`."""
         if self.feed.validation is None:
             return {}
         config, rows = self.assembly.config, self.feed.validation
         params = state.ema if config.eval.ema else state.params
-        found = evaluate(self.assembly.task, self.eval_step, params, state.frozen, self.feed.validation_batches())
+        batches = self.feed.validation_batches(lambda: beat(f"evaluation after step {step}"))
+        found = evaluate(self.assembly.task, self.eval_step, params, state.frozen, batches)
         found["bits_per_byte"] = bits_per_byte(found["loss"], rows.num_targets, rows.store.text_bytes)
         found = {f"eval/validation/{name}": value for name, value in found.items()}
         self.writers.write({"step": step, **found})
@@ -136,7 +150,17 @@ class Session:
         return found
 
     def save(self, step: int, state: State, evaluated: dict[str, float]) -> None:
-        """Begin to save under `step`; its lines in the log reach the disk first."""
+        """Begin to save under `step`; its lines in the log reach the disk first.
+
+        DivergedError, and nothing saved, where a parameter, a statistic or an average is not finite: finite
+        gradients can still overflow in the update.
+        """
+        if not all_finite(state):
+            raise DivergedError(
+                f"after step {step} the parameters or the optimizer's state are not finite, and are not saved: an "
+                "update has overflowed, or the weights that the run began with were not finite. Earlier checkpoints "
+                "are sound; lower optim.learning_rate"
+            )
         self.writers.sync()
         metadata = {
             "config_hash": config_hash(self.assembly.config),
@@ -147,23 +171,23 @@ class Session:
         }
         self.checkpointer.save(step, state, metadata, evaluated)
 
-    def resume(self, metadata: dict) -> None:
-        """Take over the counters of a checkpoint, after checking that its data is today's data."""
-        now = {"data_order": DATA_ORDER_VERSION, **self.fingerprints}
-        for name, value in now.items():
-            if metadata[name] != value:
-                raise ConfigError(
-                    f"this run cannot go on with other data: its {name} was {metadata[name]}, now {value}. Restore the "
-                    "text and the tokenizer it began with, or start a new run with another --workdir"
-                )
-        self.counters = Counters(*(metadata[name] for name in vars(Counters())))
+    def close(self) -> None:
+        """End the records. A save that is running is committed first, whatever has ended the run."""
+        with contextlib.suppress(UserError):  # what ended the run is what is told
+            self.checkpointer.wait()
+        self.progress.close()
+        self.writers.close()
 
     def resume_clock(self) -> None:
         """Leave evaluation and saving out of the next step's seconds."""
         self.mark = time.monotonic()
 
     def stop_agreed(self, requested: bool) -> bool:
-        """Whether any process was asked to stop: all leave after the same step."""
+        """Whether any process was asked to stop: all leave after the same step.
+
+        Of several processes the answer is that of the step before, as with metrics: no device waits for it.
+        """
         if jax.process_count() == 1:
             return requested
-        return bool(np.any(multihost_utils.process_allgather(np.asarray(requested))))
+        before, self.asked = self.asked, mesh.any_process(self.assembly.mesh, requested)
+        return before is not None and bool(before)

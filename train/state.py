@@ -22,6 +22,13 @@ class State(struct.PyTreeNode):
     skipped: jax.Array  # of these, the ones refused for a loss or a gradient that was not finite
 
 
+@jax.jit
+def all_finite(tree) -> jax.Array:
+    """Boolean scalar: whether every element of every floating-point leaf is finite."""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
+
+
 def initial_state(params: dict, optimizer: Optimizer, keep_ema: bool) -> State:
     """The state before the first step, from the whole parameter tree."""
     trained, frozen = split_frozen(params, optimizer.frozen_paths)
