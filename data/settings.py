@@ -8,7 +8,6 @@ paragraph that names the file and line or the override, the key, its value and w
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import json
 import re
@@ -273,7 +272,7 @@ def _run_recipe(spec: str, path: Path, text: str, arg: str | None) -> dict[str, 
         if arg is not None and not inspect.signature(get_config).parameters:
             raise ConfigError(f"this recipe takes no argument; write {path}")
         config = get_config() if arg is None else get_config(arg)
-        if dataclasses.is_dataclass(config) or not isinstance(config, ConfigDict):
+        if not isinstance(config, ConfigDict):
             raise ConfigError(f"get_config must return a ConfigDict, and it returned {type(config).__name__}")
         return _plain(config)
     except Exception as error:

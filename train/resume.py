@@ -17,7 +17,7 @@ from train.config import Config
 
 FREE, SCHEDULE, FIXED = "free", "schedule", "fixed"
 
-# Kind by dotted prefix; the longest that fits holds, and what none fits is fixed.
+# Kind by dotted prefix. What is not listed is fixed.
 KINDS = {
     "model.attention.kernel": FREE,
     "model.remat": FREE,
@@ -60,9 +60,8 @@ class Change:
 
 def kind(path: str) -> str:
     """How the field at a dotted path may change on resume."""
-    parts = path.split(".")
-    prefixes = (".".join(parts[:count]) for count in range(len(parts), 0, -1))
-    return next((KINDS[prefix] for prefix in prefixes if prefix in KINDS), FIXED)
+    listed = (found for prefix, found in KINDS.items() if f"{path}.".startswith(f"{prefix}."))
+    return next(listed, FIXED)
 
 
 def changes(saved: dict, given: dict) -> list[Change]:

@@ -420,9 +420,14 @@ def test_a_command_ends_with_its_code(body, code):
     assert (done.returncode, done.stderr) == (code, "error: no\n" if code == 2 else "")
 
 
-def test_a_reader_that_leaves_is_no_error():
-    program = "from data.cli import run_command\nrun_command(lambda a: [print('line') for _ in range(99999)] and 0)"
-    command = f'"{sys.executable}" -c "$PROGRAM" | head -1; exit ${{PIPESTATUS[0]}}'
+@pytest.mark.parametrize(
+    ("body", "reader", "out"),
+    [("for _ in range(99999): print('line')", "head -1", "line\n"), ("time.sleep(0.5); print('late')", "true", "")],
+)
+def test_a_reader_that_leaves_is_no_error(body, reader, out):
+    """Neither while the command writes nor where its last lines are still in the buffer."""
+    program = f"import time\nfrom data.cli import run_command\ndef main(a):\n    {body}\nrun_command(main)"
+    command = f'"{sys.executable}" -c "$PROGRAM" | {reader}; exit ${{PIPESTATUS[0]}}'
     done = subprocess.run(
         ["bash", "-c", command],
         capture_output=True,
@@ -430,4 +435,4 @@ def test_a_reader_that_leaves_is_no_error():
         cwd=settings.__file__.rsplit("/data/", 1)[0],
         env={**os.environ, "PROGRAM": program},
     )
-    assert (done.returncode, done.stdout, done.stderr) == (141, "line\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (141, out, "")

@@ -1,14 +1,11 @@
 """The configuration of a run: complete, checked before anything is compiled, each refusal naming the way out."""
 
-import dataclasses
 import json
 import math
-import operator
 from dataclasses import replace
 
 import pytest
 
-import model.config
 from data import settings
 from data.config import FileTokenizer, TextSource, missing_inputs
 from data.errors import ConfigError
@@ -88,7 +85,7 @@ def test_a_loaded_recipe_is_checked(refused):
         (["optim.optimizer.name=muon", "optim.optimizer.newton_schulz_steps=0"], ["newton_schulz_steps is 0"]),
         (["optim.schedule.final=2"], ["optim.schedule.final is 2.0", "at most 1"]),
         (["optim.schedule.warmup=1001"], ["optim.schedule.warmup is 1001", "train.steps 1000"]),
-        (["optim.schedule.warmup=101%"], ["optim.schedule.warmup", "101%"]),
+        (["optim.schedule.warmup=101%", "train.steps=2 epochs"], ["optim.schedule.warmup", "101%"]),
         (["optim.schedule.warmup=1e9 tokens"], ["optim.schedule.warmup", "1e9 tokens", "1000"]),
         (
             ["optim.schedule.name=wsd", "optim.schedule.warmup=50%", "optim.schedule.decay=501"],
@@ -229,13 +226,10 @@ def test_a_mesh_that_does_not_fit_is_refused(config, devices, parts):
 
 
 def test_the_dataclasses_are_frozen():
-    def nodes(value):
-        yield value
-        for field in dataclasses.fields(value):
-            child = operator.attrgetter(field.name)(value)
-            for item in child if isinstance(child, tuple) else (child,):
-                if dataclasses.is_dataclass(item):
-                    yield from nodes(item)
+    def classes(hint):
+        for variant in variants(hint):
+            yield variant
+            for item in hints(variant).values():
+                yield from classes(entry_hint(item) or item)
 
-    assert all(node.__dataclass_params__.frozen for node in nodes(Config()))
-    assert model.config.check(Config().model) == []
+    assert [found.__name__ for found in classes(Config) if not found.__dataclass_params__.frozen] == []

@@ -28,6 +28,10 @@ def test_every_entry_of_the_table_holds_for_a_field():
         assert any(leaf == prefix or leaf.startswith(f"{prefix}.") for leaf in leaves(Config)), prefix
 
 
+def test_a_field_whose_name_only_begins_alike_is_fixed():
+    assert kind("train.steps") == "schedule" and kind("train.steps_of_a_later_version") == "fixed"
+
+
 def test_the_same_configuration_has_no_changes():
     assert changes(to_plain(BASE), to_plain(BASE)) == []
     assert check_resume(to_plain(BASE), to_plain(BASE)) == []
