@@ -433,6 +433,6 @@ def test_a_reader_that_leaves_is_no_error(body, reader, out):
         capture_output=True,
         text=True,
         cwd=settings.__file__.rsplit("/data/", 1)[0],
-        env={**os.environ, "PROGRAM": program},
+        env={**os.environ, "PROGRAM": program, "PYTHONUNBUFFERED": ""},
     )
     assert (done.returncode, done.stdout, done.stderr) == (141, out, "")
