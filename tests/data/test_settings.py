@@ -282,7 +282,8 @@ def test_files_that_hold_no_configuration_are_refused(tmp_path):
     assert "FILE.py" in refusal(f"{tmp_path}/recipe.yaml")
 
 
-def test_a_recipe_gets_its_argument_and_leaves_nothing_beside_itself(recipe, tmp_path):
+def test_a_recipe_gets_its_argument_and_leaves_nothing_beside_itself(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
     spec = recipe("config.left.label = str(arg)")
     assert load(spec).left.label == "None"
     assert load(f"{spec}:124m").left.label == "124m"
