@@ -1,12 +1,13 @@
 """Attention over explicit positions and segments.
 
-Sizes in names: B batch, L queries, S keys, H query heads, K key-value heads, G = H / K, C head_dim. Every
-function in KERNELS has `reference`'s signature, and is tested to agree with it in value and gradient.
+Sizes in names: B batch, L queries, T queries of a block, S keys, H query heads, K key-value heads, G = H / K,
+C head_dim. Every function in KERNELS has `reference`'s signature, and is tested to agree with it in value and gradient.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -65,4 +66,89 @@ def reference(q_BxLxHxC, k_BxSxKxC, v_BxSxKxC, queries: Places, keys: Places, ru
     return out_BxLxKxGxC.reshape(B, L, H, C)
 
 
-KERNELS: dict[str, Callable] = {"auto": reference, "reference": reference}
+def blocked(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, queries: Places, keys: Places, rule: Rule, key=None):
+    """`reference` for causal self-attention over rows in their order, without dropout.
+
+    Queries are taken in blocks, and each block reads only the keys from its window up to its end: half of the
+    causal scores are never formed. Nothing of size [L, L] is kept for the backward pass, which forms a block's
+    probabilities again from the saved log-partition (Dao et al. 2022). Within a segment a later token must have
+    a later position, by as much as it stands behind; that holds for rows, not for a cache.
+    """
+    B, L, H, C = q_BxLxHxC.shape
+    K = k_BxLxKxC.shape[2]
+    G = H // K
+    q_BxKxLGxC = q_BxLxHxC.reshape(B, L, K, G, C).transpose(0, 2, 1, 3, 4).reshape(B, K, L * G, C)
+    k_BxKxLxC, v_BxKxLxC = k_BxLxKxC.swapaxes(1, 2), v_BxLxKxC.swapaxes(1, 2)
+    size = block_size(L)
+    outputs = []
+    for start in range(0, L, size):
+        stop = start + size
+        first = 0 if rule.window is None else max(0, start - rule.window + 1)
+        block = Places(*(part[:, start:stop] for part in queries))
+        seen_BxTxS = visible(block, Places(*(part[:, first:stop] for part in keys)), rule)
+        seen_BxTGxS = jnp.repeat(seen_BxTxS, G, axis=1) if G > 1 else seen_BxTxS
+        q_BxKxTGxC = q_BxKxLGxC[:, :, start * G : stop * G]
+        k_BxKxSxC, v_BxKxSxC = k_BxKxLxC[:, :, first:stop], v_BxKxLxC[:, :, first:stop]
+        outputs.append(_block(q_BxKxTGxC, k_BxKxSxC, v_BxKxSxC, seen_BxTGxS, rule))
+    out_BxKxLxGxC = jnp.concatenate(outputs, axis=2).reshape(B, K, L, G, C)
+    return out_BxKxLxGxC.transpose(0, 2, 1, 3, 4).reshape(B, L, H, C)
+
+
+def block_size(length: int) -> int:
+    """Queries of a block: at most 8 blocks, of 64 queries or more; the whole row where that does not divide it."""
+    return next((length // n for n in (8, 4, 2) if length % n == 0 and length // n >= 64), length)
+
+
+def _scores(q, k, seen, rule: Rule):
+    """(masked scores, capped scores), float32 `[B, K, T * G, S]`; the same where there is no cap."""
+    capped = rule.scale * jnp.einsum("bktc,bksc->bkts", q, k, preferred_element_type=jnp.float32)
+    if rule.soft_cap is not None:
+        capped = rule.soft_cap * jnp.tanh(capped / rule.soft_cap)
+    return jnp.where(seen[:, None], capped, jnp.finfo(jnp.float32).min), capped
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _block(q, k, v, seen, rule: Rule):
+    """Attention of one block: q `[B, K, T * G, C]`, k and v `[B, K, S, C]`, seen `[B, T * G, S]`."""
+    return _block_forward(q, k, v, seen, rule)[0]
+
+
+def _block_forward(q, k, v, seen, rule):
+    masked, _ = _scores(q, k, seen, rule)
+    highest = jnp.max(masked, axis=-1, keepdims=True)
+    exponentials = jnp.exp(masked - highest)
+    partition = jnp.sum(exponentials, axis=-1, keepdims=True)
+    probs = (exponentials / partition).astype(v.dtype)
+    out = jnp.einsum("bkts,bksc->bktc", probs, v)
+    return out, (q, k, v, seen, highest + jnp.log(partition), out)
+
+
+def _block_backward(rule, saved, d_out):
+    q, k, v, seen, log_partition, out = saved
+    masked, capped = _scores(q, k, seen, rule)
+    probs = jnp.exp(masked - log_partition)
+    d_v = jnp.einsum("bkts,bktc->bksc", probs.astype(v.dtype), d_out)
+    d_probs = jnp.einsum("bktc,bksc->bkts", d_out, v, preferred_element_type=jnp.float32)
+    inner = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
+    d_scores = probs * (d_probs - inner) * rule.scale
+    if rule.soft_cap is not None:
+        d_scores = d_scores * (1 - jnp.square(capped / rule.soft_cap))
+    d_scores = d_scores.astype(q.dtype)
+    d_q = jnp.einsum("bkts,bksc->bktc", d_scores, k)
+    d_k = jnp.einsum("bkts,bktc->bksc", d_scores, q)
+    return d_q, d_k, d_v, None
+
+
+_block.defvjp(_block_forward, _block_backward)
+
+
+def auto(q_BxLxHxC, k_BxSxKxC, v_BxSxKxC, queries: Places, keys: Places, rule: Rule, key=None):
+    """The fastest kernel that computes `reference` for these arguments."""
+    ordered = rule.causal and queries is keys  # the same tokens on both sides: a row, not a cache
+    drops = rule.dropout > 0 and key is not None
+    kernel = blocked if ordered and not drops else reference
+    return kernel(q_BxLxHxC, k_BxSxKxC, v_BxSxKxC, queries, keys, rule, key)
+
+
+# Kernels that serve any arguments. `blocked` does not, and is chosen by `auto` where it does.
+KERNELS: dict[str, Callable] = {"auto": auto, "reference": reference}

@@ -58,7 +58,9 @@ def reference(hidden_BxLxD, unembedding: Unembedding, targets_BxL, weights_BxL, 
     nll = -log softmax(logits)[target] in nats; z = log(partition)^2 (the z-loss of Chowdhery et al. 2022,
     section 5); objective = nll + z_loss * z. A token of weight 0 adds nothing, whatever its logits.
     """
-    return _sums(logits(hidden_BxLxD, unembedding, rule), targets_BxL, weights_BxL, z_loss)[0]
+    found = logits(hidden_BxLxD, unembedding, rule)
+    found = jnp.where(weights_BxL[..., None] > 0, found, 0.0)  # or an infinite one's gradient is 0 * NaN
+    return _sums(found, targets_BxL, weights_BxL, z_loss)[0]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
@@ -93,18 +95,20 @@ def _over_chunks(part, arrays, chunks: int):
 
 def _forward(hidden_BxLxD, unembedding, targets_BxL, weights_BxL, rule, z_loss, chunks):
     def part(hidden, targets, weights):
-        capped = jax.lax.optimization_barrier(logits(hidden, unembedding, rule))
+        capped = logits(hidden, unembedding, rule)
         sums, log_partition = _sums(capped, targets, weights, z_loss)
         probs = jnp.exp(capped - log_partition[..., None])
         hot = (_ids(capped) == targets[..., None]).astype(jnp.float32)
         d_logits = (probs * (1 + 2 * z_loss * log_partition)[..., None] - hot) * weights[..., None]
+        d_logits = jnp.where(weights[..., None] > 0, d_logits, 0.0)
         if rule.soft_cap is not None:
             d_logits = d_logits * (1 - jnp.square(jnp.clip(capped / rule.soft_cap, -1, 1)))
-        # Materialised once and read by two products; without it XLA for CPU recomputes it, transposed.
-        d_logits = jax.lax.optimization_barrier(d_logits.astype(hidden.dtype))
-        d_hidden = jnp.einsum("blv,dv->bld", d_logits, unembedding.kernel.astype(hidden.dtype))
-        d_kernel = jnp.einsum("bld,blv->dv", hidden, d_logits, preferred_element_type=jnp.float32)
-        d_bias = None if unembedding.bias is None else jnp.sum(d_logits, (0, 1), dtype=jnp.float32)
+        # As matrices, which XLA for CPU multiplies without copying one of them into another layout.
+        hidden_rows = hidden.reshape(-1, hidden.shape[-1])
+        d_rows = d_logits.astype(hidden.dtype).reshape(-1, d_logits.shape[-1])
+        d_hidden = (d_rows @ unembedding.kernel.astype(hidden.dtype).T).reshape(hidden.shape)
+        d_kernel = jnp.matmul(hidden_rows.T, d_rows, preferred_element_type=jnp.float32)
+        d_bias = None if unembedding.bias is None else jnp.sum(d_rows, 0, dtype=jnp.float32)
         return (sums, Unembedding(d_kernel, d_bias)), d_hidden
 
     (sums, d_unembedding), d_hidden = _over_chunks(part, (hidden_BxLxD, targets_BxL, weights_BxL), chunks)
