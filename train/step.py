@@ -27,6 +27,8 @@ class Step:
     clip_norm: float | None = None
     ema_decay: float | None = None
 
+    __name__ = "train_step"  # in logs and profiles
+
     def __call__(self, state: State, batch: dict) -> tuple[State, dict]:
         """One attempted update.
 
