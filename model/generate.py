@@ -36,13 +36,16 @@ def empty_cache(config: Model, rows: int, capacity: int) -> dict:
 def extend(model: Transformer, params, cache: dict, tokens_BxL, counts_B):
     """Read up to L more tokens a row, of which the first `counts_B` are real.
 
-    Returns (float32 logits `[B, V]` behind each row's last real token, the cache with the tokens in it).
+    The cache must have room for all L behind each row's tokens: what has none overwrites tokens. Returns
+    (float32 logits `[B, V]` behind each row's last real token, the cache with the tokens in it).
     """
     steps_BxL = jnp.broadcast_to(jnp.arange(tokens_BxL.shape[1], dtype=jnp.int32)[None], tokens_BxL.shape)
+    real_BxL = steps_BxL < counts_B[:, None]
     batch = {
         "tokens": tokens_BxL,
-        "positions": cache["length"][:, None] + steps_BxL,
-        "segment_ids": (steps_BxL < counts_B[:, None]).astype(jnp.int32),
+        # Padding may stand behind the end of a learned table, whose rows there are NaN.
+        "positions": jnp.where(real_BxL, cache["length"][:, None] + steps_BxL, 0),
+        "segment_ids": real_BxL.astype(jnp.int32),
     }
 
     def run(model):
@@ -80,14 +83,16 @@ def generate(model, params, prompts_BxL, lengths_B, keys_B, max_new_tokens: int,
     """(int32 tokens `[B, max_new_tokens]`, int32 counts `[B]`) behind prompts of `lengths_B` >= 1 tokens.
 
     A row ends with its first `end` token, which counts; what stands behind it is `end`. Token t of a row is
-    drawn with `fold_in(keys_B[row], t)`. The last token's own keys and values are never computed.
+    drawn with `fold_in(keys_B[row], t)`, from the vocabulary without its padding. The last token's own keys
+    and values are never computed.
     """
     rows, length = prompts_BxL.shape
     cache = empty_cache(model.config, rows, length + max_new_tokens)
     logits_BxV, cache = extend(model, params, cache, prompts_BxL, lengths_B)
 
     def draw(logits_BxV, t):
-        return choose(logits_BxV, jax.vmap(jax.random.fold_in, (0, None))(keys_B, t), sampling)
+        step_keys_B = jax.vmap(jax.random.fold_in, (0, None))(keys_B, t)
+        return choose(logits_BxV[:, : model.config.vocab_size], step_keys_B, sampling)
 
     def unfinished(carry):
         t, _, done_B, _, _ = carry

@@ -42,8 +42,10 @@ class Transformer(nn.Module):
     def setup(self):
         config = self.config
         self.embedding = Embedding(config)
+        # One key for both stacks, since a layer draws from its index; shapes alone need none.
+        key = self.make_rng("params") if self.is_initializing() else jax.random.key(0)
         for name, part in self.stacks().items():
-            setattr(self, name, self.param(name, part.initialise))
+            setattr(self, name, self.param(name, lambda _, part=part: part.initialise(key)))
         if config.norm.placement != "post":
             self.final_norm = Norm(config.norm)
         if not config.tied_head:

@@ -2,10 +2,10 @@
 
 MFU (Chowdhery et al. 2022, appendix B) = tokens per second * FLOPs per token / peak FLOPs per second, with
 
-    FLOPs per token = 6 * (parameters of kernels, the head included) + 6 * sum over layers of heads * head_dim * keys
+    FLOPs per token = 6 * (parameters of kernels, the head included) + 12 * sum over layers of heads * head_dim * keys
 
-`keys` is min(length, window): the causal half of attention is counted once, and embeddings are not counted.
-Recomputation under remat is not counted either.
+`keys` is how many keys a query sees in the mean over a row: half the length under the causal mask alone, at most the
+window under one. Embeddings are not counted, and neither is recomputation under remat.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PEAKS = {
     "TPU v5p": 459e12,
     "TPU v6 lite": 918e12,
 }
-FORMULA = "(6 * kernels + 6 * layers * heads * head_dim * min(length, window)) * tokens/s / peak"
+FORMULA = "(6 * kernels + 12 * layers * heads * head_dim * mean keys seen) * tokens/s / peak"
 
 
 def parameter_count(declarations) -> int:
@@ -47,8 +47,14 @@ def flops_per_token(model: Model, declarations, length: int) -> float:
     if model.tied_head:
         kernels += model.padded_vocab_size * model.embed_dim
     layers = [model.pattern[index % len(model.pattern)] for index in range(model.num_layers)]
-    keys = sum(min(length, layer.window or length) for layer in layers)
-    return 6.0 * kernels + 6.0 * keys * model.attention.num_heads * model.head_dim
+    keys = sum(keys_seen(length, layer.window) for layer in layers)
+    return 6.0 * kernels + 12.0 * keys * model.attention.num_heads * model.head_dim
+
+
+def keys_seen(length: int, window: int | None) -> float:
+    """Mean over the queries of a row of the keys that each sees: 1, 2, ... up to the window, itself included."""
+    widest = min(length, window or length)
+    return widest - widest * (widest - 1) / (2 * length)
 
 
 def peak_flops(device: jax.Device, dtype: str) -> tuple[float, str]:

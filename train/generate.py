@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 
 from data import tokenizer as tokenizers
 from data.cli import run_command
+from data.config import FileTokenizer
 from data.errors import ConfigError
 from data.schema import from_plain
 from data.tokenizer import Tokenizer
@@ -35,11 +37,14 @@ def load_run(run: Path) -> tuple[Transformer, dict, Tokenizer]:
     plain = read_json(run / "config.json")
     if plain is None:
         raise CheckpointError(f"{run} holds no run: it has no config.json. Train one with python -m train.main")
-    model = Transformer(from_plain(Config, plain).model)
+    config = from_plain(Config, plain)
+    model = Transformer(config.model)
     shapes = jax.eval_shape(lambda key: initialise(model, key), jax.random.key(0))
     abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), declarations(shapes))
     params = load_params(run, abstract)
-    return model, params, tokenizers.load(run / "tokenizer.json")
+    setting = config.data.tokenizer
+    end_of_text = setting.end_of_text if isinstance(setting, FileTokenizer) else None
+    return model, params, tokenizers.load(run / "tokenizer.json", end_of_text)
 
 
 def continue_texts(
@@ -58,10 +63,7 @@ def continue_texts(
             f"the longest prompt has {longest} tokens and --max_new_tokens is {max_new_tokens}: together more than the "
             f"{limit} positions of the model's table. Shorten one of them"
         )
-    padded = -(-longest // PAD_TO) * PAD_TO
-    if limit is not None:
-        padded = min(padded, limit - max_new_tokens)
-    tokens_BxL = np.full((len(ids), padded), tokenizer.end_of_text, np.int32)
+    tokens_BxL = np.full((len(ids), -(-longest // PAD_TO) * PAD_TO), tokenizer.end_of_text, np.int32)
     for row, values in enumerate(ids):
         tokens_BxL[row, : len(values)] = values
     lengths_B = np.array([len(row) for row in ids], np.int32)
@@ -111,15 +113,21 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="a JSON list instead of text")
     known = parser.parse_args(arguments)
     for name, good, wanted in (
+        ("prompt", all(map(_is_unicode, known.prompt)), "text in the encoding of this system"),
         ("max_new_tokens", known.max_new_tokens >= 1, "at least 1"),
-        ("temperature", known.temperature >= 0, "at least 0"),
+        ("temperature", 0 <= known.temperature < math.inf, "at least 0 and finite"),
         ("top_k", known.top_k is None or known.top_k >= 1, "at least 1"),
         ("top_p", known.top_p is None or 0 < known.top_p <= 1, "above 0 and at most 1"),
         ("seed", 0 <= known.seed < 2**32, "from 0 to 2**32 - 1"),
     ):
         if not good:
-            raise ConfigError(f"--{name} is {getattr(known, name)}, must be {wanted}")
+            raise ConfigError(f"--{name} is {ascii(getattr(known, name))}, must be {wanted}")
     return known
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether the bytes of a command line could be decoded; the others come as lone surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def main(arguments: Sequence[str]) -> None:
