@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from data.config import ByteTokenizer, Data, TextSource
+from data.loader import Loader
 from model.config import Attention, FeedForward, Model
 from train import checkpoint, flops, inspect, loop
 from train.config import Checkpoint, Config, Constant, Eval, Log, Mesh, Optim, Train
@@ -106,3 +109,19 @@ def lines(run: Path) -> list[str]:
 def steps(run: Path) -> list[int]:
     """The steps of a run's checkpoints."""
     return checkpoint.steps(run / "checkpoints")
+
+
+@contextlib.contextmanager
+def spoilt(*steps: int, key: str = "weights", value: float = np.inf):
+    """Every loader's batches of `steps`, counted from 0, hold one `value` that makes their loss not finite."""
+    original = Loader.batch
+
+    def batch(self, step: int, *rows):
+        found = original(self, step, *rows)
+        if step in steps:
+            found[key][0, 0] = value
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Loader, "batch", batch)
+        yield
