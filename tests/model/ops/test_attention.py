@@ -1,0 +1,183 @@
+"""Every attention kernel is the reference, packed rows are rows alone, and the reference is the formula."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from model import config as cfg
+from model.ops.attention import KERNELS, Places, Rule, reference
+from tests.model import formulas
+from tests.model.small import close, jit, same
+
+B, L, H, C = 2, 10, 4, 6
+kernels = pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
+FAST = {name: kernel for name, kernel in KERNELS.items() if kernel is not reference}
+fast_kernels = pytest.mark.parametrize("kernel", FAST.values(), ids=FAST)
+RULES = {
+    "causal": Rule(scale=0.4),
+    "window": Rule(window=3, scale=0.4),
+    "window of one": Rule(window=1),
+    "capped": Rule(scale=2.0, soft_cap=1.5),
+    "bidirectional": Rule(causal=False),
+    "bidirectional window": Rule(causal=False, window=3),
+}
+# A document begun elsewhere and a whole one; one, another of a single token, and padding.
+PLACES = Places(
+    np.array([[4, 5, 6, 7, 0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 0, 0, 0, 0, 0]], np.int32),
+    np.array([[1, 1, 1, 1, 2, 2, 2, 2, 2, 2], [1, 1, 1, 1, 1, 2, 0, 0, 0, 0]], np.int32),
+)
+SEGMENTS = ((0, slice(0, 4)), (0, slice(4, 10)), (1, slice(0, 5)), (1, slice(5, 6)))
+
+
+def make(kv_heads: int, dtype="float32", seed: int = 0):
+    """Queries, keys, values and a cotangent of the output."""
+    generator = np.random.default_rng(seed)
+    shapes = ((B, L, heads, C) for heads in (H, kv_heads, kv_heads, H))
+    return [jnp.asarray(generator.standard_normal(shape), dtype) for shape in shapes]
+
+
+def differentiate(kernel, inputs, queries, keys, rule):
+    """(output, gradients of its product with the cotangent)."""
+    *inputs, cotangent = inputs
+    out, pull = jax.vjp(lambda q, k, v: kernel(q, k, v, queries, keys, rule), *inputs)
+    return out, pull(cotangent)
+
+
+def row(places: Places, index: int):
+    return places.positions[index], places.segments[index]
+
+
+@pytest.mark.parametrize("kv_heads", (4, 2, 1))
+def test_the_reference_is_the_formula(kv_heads):
+    q, k, v, _ = make(kv_heads)
+
+    @jit
+    def run(q, k, v):
+        return {name: reference(q, k, v, PLACES, PLACES, rule) for name, rule in RULES.items()}
+
+    def expected(rule):
+        return [formulas.attention(q[b], k[b], v[b], row(PLACES, b), row(PLACES, b), rule) for b in range(B)]
+
+    close(run(q, k, v), {name: np.stack(expected(rule)) for name, rule in RULES.items()}, 1e-6)
+
+
+def test_queries_need_not_be_the_keys():
+    """As with a cache: queries late in a row, keys from its beginning."""
+    q, k, v, _ = make(2)
+    late = Places(PLACES.positions[:, 3:5], PLACES.segments[:, 3:5])
+    run = jit(lambda q, k, v, places: reference(q, k, v, places, PLACES, RULES["window"]))
+    close(run(q[:, 3:5], k, v, late), run(q, k, v, PLACES)[:, 3:5], 1e-6)
+
+
+@fast_kernels
+@pytest.mark.parametrize("dtype", ("float32", "bfloat16"))
+def test_every_kernel_is_the_reference(kernel, dtype):
+    inputs = make(2, dtype)
+
+    def run(function):
+        return jit(
+            lambda inputs: {name: differentiate(function, inputs, PLACES, PLACES, rule) for name, rule in RULES.items()}
+        )(inputs)
+
+    actual = run(kernel)
+    close(actual, run(reference), 1e-5 if dtype == "float32" else 2**-6)
+    assert all(leaf.dtype == dtype for leaf in jax.tree.leaves(actual))
+
+
+@kernels
+@pytest.mark.parametrize("rule", (Rule(window=3, soft_cap=1.5), Rule(causal=False)), ids=("window", "bidirectional"))
+def test_packed_is_alone(kernel, rule):
+    """A segment's output and gradients are those of a batch that holds nothing else."""
+    inputs = make(2)
+    whole = jit(lambda inputs: differentiate(kernel, inputs, PLACES, PLACES, rule))(inputs)
+
+    def cut(tree, index, place):
+        return jax.tree.map(lambda x: x[index : index + 1, place], tree)
+
+    @jit
+    def alone(inputs):
+        places = [cut(PLACES, *segment) for segment in SEGMENTS]
+        parts = [cut(inputs, *segment) for segment in SEGMENTS]
+        return [differentiate(kernel, part, where, where, rule) for part, where in zip(parts, places, strict=True)]
+
+    # A token alone has no gradient in its scores but what rounding leaves: hence an absolute tolerance.
+    cuts = [cut(whole, *segment) for segment in SEGMENTS]
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=0, atol=1e-5), cuts, alone(inputs))
+
+
+LONG = 256  # four blocks of queries
+
+
+@pytest.mark.parametrize("rule", (Rule(scale=0.4), Rule(window=100, scale=0.4, soft_cap=2.0)), ids=("causal", "window"))
+@pytest.mark.parametrize("dtype", ("float32", "bfloat16"))
+@fast_kernels
+def test_every_kernel_is_the_reference_on_long_rows(kernel, dtype, rule):
+    """Segments that end inside, at the end of and beyond blocks; padding at the end, which nothing reads."""
+    generator, lengths = np.random.default_rng(0), (30, 98, 110)
+    positions = np.concatenate([*map(np.arange, lengths), np.zeros(LONG - sum(lengths), int)])
+    segments = np.repeat((1, 2, 3, 0), (*lengths, LONG - sum(lengths)))
+    places = Places(*(jnp.asarray(part[None], jnp.int32) for part in (positions, segments)))
+    shapes = ((1, LONG, heads, C) for heads in (H, 2, 2, H))
+    inputs = [jnp.asarray(generator.standard_normal(shape), dtype) for shape in shapes]
+    inputs[3] = jnp.where(segments[None, :, None, None] > 0, inputs[3], 0)
+
+    @jit
+    def run(inputs):
+        return [differentiate(function, inputs, places, places, rule) for function in (kernel, reference)]
+
+    (out, gradients), (expected, expected_gradients) = run(inputs)
+    tolerance = 1e-5 if dtype == "float32" else 2**-6
+    close(out[:, segments > 0], expected[:, segments > 0], tolerance)
+    close(gradients, expected_gradients, tolerance)
+
+
+@kernels
+def test_other_segments_change_not_a_bit(kernel):
+    inputs, others = make(2), make(2, seed=1)
+    second = jnp.asarray(PLACES.segments == 2)[..., None, None]
+    mixed = [jnp.where(second, x, other) for x, other in zip(inputs, others, strict=True)]
+    run = jit(lambda q, k, v, _: kernel(q, k, v, PLACES, PLACES, Rule()))
+    same(run(*inputs)[PLACES.segments == 2], run(*mixed)[PLACES.segments == 2])
+    assert np.any(run(*inputs)[PLACES.segments == 1] != run(*mixed)[PLACES.segments == 1])
+
+
+@kernels
+def test_a_query_that_sees_no_key_is_finite_and_so_are_its_gradients(kernel):
+    nowhere = Places(PLACES.positions, np.full_like(PLACES.segments, 7))
+    run = jit(lambda inputs: differentiate(kernel, inputs, nowhere, PLACES, RULES["capped"]))
+    out, gradients = run(make(2))
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves((out, gradients)))
+    assert not np.any(gradients[0]) and not np.any(gradients[1])
+
+
+@kernels
+def test_large_scores_are_finite(kernel):
+    q, k, v, cotangent = make(2)
+    run = jit(lambda inputs: differentiate(kernel, inputs, PLACES, PLACES, Rule()))
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(run((1e4 * q, 1e4 * k, v, cotangent))))
+
+
+@kernels
+def test_dropout_falls_on_the_probabilities(kernel):
+    """The mean over keys is the output without dropout; each probability goes for a whole value."""
+    q, k, *_ = make(2)
+    v = jnp.ones((B, L, 2, C))
+    rule = Rule(dropout=0.25)
+
+    def run(key):
+        return kernel(q, k, v, PLACES, PLACES, rule, key)
+
+    close(jit(run)(None), jnp.ones((B, L, H, C)), 1e-6)
+    outs = jit(jax.vmap(run))(jax.random.split(jax.random.key(0), 400))
+    assert np.all(outs == outs[..., :1])
+    alone = np.asarray(outs[:, 1, 5, 0, 0])  # a query with one key
+    assert abs(np.mean(alone == 0) - 0.25) < 0.1
+    np.testing.assert_allclose(alone[alone != 0], 1 / 0.75, rtol=1e-6)
+    np.testing.assert_allclose(np.mean(outs, axis=0), 1.0, atol=0.15)
+
+
+def test_every_name_of_the_configuration_has_its_kernel():
+    assert tuple(KERNELS) == cfg.ATTENTION_KERNELS
