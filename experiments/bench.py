@@ -131,7 +131,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=2, help="steps of each in a round")
     parser.add_argument("--unroll", type=int, default=LAYERS, help="layers compiled side by side in ours")
-    parser.add_argument("--chunks", type=int, default=4, help="train.loss_chunks of ours")
+    parser.add_argument("--chunks", type=int, default=1, help="train.loss_chunks of ours")
     parser.add_argument("--output", type=Path, help="where to write the figures as JSON")
     known = parser.parse_args(arguments)
     results = [
