@@ -83,6 +83,7 @@ class Embedding(nn.Module):
     """Token embeddings, and a learned table of positions where the configuration has one."""
 
     config: cfg.Model
+    constrain: Callable
 
     def setup(self):
         config = self.config
@@ -94,11 +95,13 @@ class Embedding(nn.Module):
 
     def __call__(self, tokens_BxL, positions_BxL):
         """Activations `[B, L, D]` in the compute dtype."""
-        x_BxLxD = jnp.take(self.token, tokens_BxL, axis=0)
+        # Whole features: divided by `fsdp`, as rows are, they would have to be exchanged after the lookup.
+        x_BxLxD = jnp.take(self.constrain(self.token, ("vocab", "activation_embed")), tokens_BxL, axis=0)
         if self.config.embedding_scale is not None:
             x_BxLxD = x_BxLxD * self.config.embedding_scale
         if isinstance(self.config.positions, cfg.LearnedPositions):
-            x_BxLxD = x_BxLxD + jnp.take(self.position, positions_BxL, axis=0)
+            table = self.constrain(self.position, ("positions", "activation_embed"))
+            x_BxLxD = x_BxLxD + jnp.take(table, positions_BxL, axis=0)
         return x_BxLxD.astype(self.config.dtype)
 
 

@@ -41,7 +41,7 @@ class Transformer(nn.Module):
 
     def setup(self):
         config = self.config
-        self.embedding = Embedding(config)
+        self.embedding = Embedding(config, self.constrain)
         # One key for both stacks, since a layer draws from its index; shapes alone need none.
         key = self.make_rng("params") if self.is_initializing() else jax.random.key(0)
         for name, part in self.stacks().items():

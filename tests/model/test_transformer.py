@@ -10,7 +10,7 @@ import pytest
 from model import config as cfg
 from model.layers import Embedding
 from model.parameters import path_name
-from model.transformer import Transformer
+from model.transformer import Transformer, identity
 from tests.model import formulas
 from tests.model.jaxprs import equations
 from tests.model.small import (
@@ -238,5 +238,5 @@ def test_the_embedding_is_cast_after_it_is_scaled():
     config = replace(GEMMA, dtype="bfloat16", embedding_scale=1.01)
     params = draw(config)
     batch = pack([A])
-    x = Embedding(config).apply({"params": params["embedding"]}, batch["tokens"], batch["positions"])
+    x = Embedding(config, identity).apply({"params": params["embedding"]}, batch["tokens"], batch["positions"])
     same(x, as_bfloat16(params["embedding"]["token"][batch["tokens"]] * np.float32(1.01)))

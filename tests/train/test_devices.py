@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import re
 from pathlib import Path
 
 import jax
@@ -11,6 +12,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from data.errors import ConfigError
+from model.config import LearnedPositions
 from tests.helpers import digests, lines, replaced, tiny, train
 from train import checkpoint, mesh
 from train.assembly import assemble
@@ -175,6 +177,14 @@ def test_each_axis_exchanges_what_it_must(sizes, present, absent, alone):
     text = compiled(assembly).lower(assembly.abstract, next(batches(assembly))).compile().as_text()
     assert all(name in text for name in present), text
     assert not any(f" {name}(" in text for name in absent), text
+
+
+def test_no_row_and_no_activation_moves_between_devices(alone):
+    """Micro-batches take each device's own rows, and no lookup is divided otherwise than what follows it."""
+    config = replaced(alone[0], {"mesh": Mesh(2, 2, 2), "train.accumulate": 2})
+    assembly = assemble(replaced(config, {"model.positions": LearnedPositions(length=16)}))
+    text = compiled(assembly, accumulate=2).lower(assembly.abstract, next(batches(assembly))).compile().as_text()
+    assert not re.findall(r" (all-to-all|collective-permute)\(", text)
 
 
 @pytest.mark.parametrize("recipe", ("gpt2", "llama"))
