@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import os
 import sys
@@ -9,11 +10,21 @@ import textwrap
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from data.errors import StorageError, UserError
+from data.errors import ConfigError, StorageError, UserError
 
 STORAGE_ERRNOS = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT, errno.ENOTDIR}
 INTERRUPTED = 128 + 2  # as shells report SIGINT
 BROKEN_PIPE = 128 + 13  # as shells report SIGPIPE
+
+
+class Parser(argparse.ArgumentParser):
+    """The arguments of a command, in full only; what is wrong with them is a ConfigError."""
+
+    def __init__(self, command: str, description: str | None):
+        super().__init__(prog=f"python -m {command}", description=description, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; `{self.prog} --help` says what this command takes")
 
 
 def storage_error(error: OSError) -> StorageError | None:

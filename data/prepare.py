@@ -7,7 +7,6 @@ trained on the training documents alone and kept inside each store.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import sys
@@ -18,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data import sources, store, tokenizer
-from data.cli import run_command
+from data.cli import Parser, run_command
 from data.config import Data, FileTokenizer, check, missing_inputs
 from data.errors import ConfigError, DataError
 from data.files import canonical_json, locked
@@ -175,7 +174,7 @@ def summary(prepared: Prepared) -> dict:
 
 def main(arguments: Sequence[str]) -> None:
     """Prepares the stores of a recipe and prints their summary as JSON."""
-    parser = argparse.ArgumentParser(prog="python -m data.prepare", description=__doc__, allow_abbrev=False)
+    parser = Parser("data.prepare", __doc__)
     parser.add_argument("--config", required=True, metavar="FILE.py[:arg]", help="a recipe, or a run's config.json")
     known, overrides = parser.parse_known_args(arguments)
     config = load(known.config, overrides, Section, ignore_other_sections=True)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from data import tokenizer as tokenizers
-from data.cli import run_command
+from data.cli import Parser, run_command
 from data.config import FileTokenizer
 from data.errors import ConfigError
 from data.schema import from_plain
@@ -102,7 +102,7 @@ def prompt_keys(prompts: Sequence[str], seed: int):
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m train.generate", description=__doc__, allow_abbrev=False)
+    parser = Parser("train.generate", __doc__)
     parser.add_argument("--run", required=True, type=Path, help="a run directory")
     parser.add_argument("--prompt", action="append", required=True, help="may be given several times")
     parser.add_argument("--max_new_tokens", type=int, default=64)

@@ -6,7 +6,6 @@ is passed over for the newest one then.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import math
@@ -18,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data.cli import run_command
+from data.cli import Parser, run_command
 from data.errors import ConfigError
 from train import checkpoint, manifest
 from train.errors import CheckpointError
@@ -122,9 +121,7 @@ def chosen(directory: Path, step: int | None) -> tuple[Path, Manifest]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m train.inspect", description="What a run has saved, as JSON.", allow_abbrev=False
-    )
+    parser = Parser("train.inspect", "What a run has saved, as JSON.")
     parser.add_argument("--run", type=Path, required=True, help="the run's directory")
     parser.add_argument("--step", type=int, help="the checkpoint to look at (default: the newest usable one)")
     options = parser.parse_args(arguments)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.cli import run_command
+from data.cli import Parser, run_command
 from data.schema import config_hash
 from train.config import Config, load
 from train.runtime import prepare_runtime
 
 
 def main(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m train.main", description=__doc__, allow_abbrev=False)
+    parser = Parser("train.main", __doc__)
     parser.add_argument("--config", required=True, metavar="FILE.py[:arg]", help="a recipe, or a run's config.json")
     parser.add_argument("--workdir", type=Path, help="the run's directory; default runs/<recipe>-<config hash>")
     parser.add_argument("--dry_run", action="store_true", help="print sizes, FLOPs, memory, batch and mesh; exit")
