@@ -14,6 +14,8 @@ REQUIREMENTS := $(or $(REQUIREMENTS_$(DEVICE)),$(error DEVICE is $(DEVICE), must
 RUN := $(VENV)/installed-$(DEVICE)
 DEV := $(VENV)/installed-dev
 
+NOTEBOOKS := $(patsubst %.py,experiments.notebooks.%,$(notdir $(wildcard experiments/notebooks/*.py)))
+
 SUPPORTED := 3.11 3.12 3.13 3.14
 VERSION = $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 FOUND = $(or $(VERSION),no Python that runs)
@@ -58,7 +60,7 @@ bench: $(RUN)
 	$(PY) -m experiments.bench
 
 notebook: $(RUN)
-	@for notebook in experiments/notebooks/*.py; do echo "$$notebook"; $(PY) "$$notebook" || exit 1; done
+	@for notebook in $(NOTEBOOKS); do echo "$$notebook"; $(PY) -m "$$notebook" || exit 1; done
 
 goldens: $(DEV)
 	$(PY) -m pytest -m "not slow" --update-goldens
