@@ -143,19 +143,24 @@ def begin(
         prepared.tokenizer.save(directory.path / "tokenizer.json")
     now = directory.write_environment()
     difference = None if found is None else scope_difference(before, now)
-    rows = feed.loader.rows
-    lines = [
-        f"run {directory.path}: step {first} of {plan.total_steps}, mesh {dict(assembly.mesh.shape)}",
+    announce(session, directory.path, first, how)
+    for line in (*(f"changed on resume: {note}" for note in notes), *([difference] if difference else [])):
+        say(line)
+    return session, state
+
+
+def announce(session: Session, path: Path, first: int, how: str) -> None:
+    """Say what runs where, from which step, and what decays; `how` the peak of the machine is known."""
+    assembly, rows = session.assembly, session.feed.loader.rows
+    lines = (
+        f"run {path}: step {first} of {session.plan.total_steps}, mesh {dict(assembly.mesh.shape)}",
         f"{flops.parameter_count(assembly.declarations):,} parameters; an epoch is {len(rows):,} rows, "
         f"{rows.num_targets:,} targets, {rows.dropped} tokens dropped",
         f"MFU = {flops.FORMULA}; peak {session.peak / 1e9:.4g} GFLOP/s ({how})",
         *assembly.optimizer.describe().splitlines(),
-        *(f"changed on resume: {note}" for note in notes),
-        *([difference] if difference else []),
-    ]
+    )
     for line in lines:
         say(line)
-    return session, state
 
 
 def initial(assembly: Assembly) -> State:
