@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from model.ops.projection import project, reference
+from tests.model.jaxprs import equations
 from tests.model.small import close, jit
 
 SHAPES = {  # shape of x, inputs, outputs
@@ -68,3 +69,16 @@ def test_the_kernels_gradient_is_not_rounded_to_bfloat16():
     )
     assert error < 1e-5 * np.max(np.abs(exact))
     assert rounded > 100 * error
+
+
+def test_the_product_that_makes_the_kernels_gradient_gives_float32():
+    """In the program, since a compiler may leave a rounding out that was asked for."""
+    x, kernel, dy = make((16, 64), (8,), (4,))
+    x, dy = jnp.asarray(x, jnp.bfloat16), jnp.asarray(dy, jnp.bfloat16)
+    traced = jax.make_jaxpr(lambda *arguments: jax.vjp(lambda k: project(x, k, 1), arguments[0])[1](arguments[1]))
+    products = [equation.outvars[0].aval for equation in equations(traced(kernel, dy)) if is_product(equation)]
+    assert [aval.dtype for aval in products if aval.shape == kernel.shape] == [jnp.float32]
+
+
+def is_product(equation) -> bool:
+    return equation.primitive.name == "dot_general"

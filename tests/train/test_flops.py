@@ -1,0 +1,80 @@
+"""FLOPs are counted twice over: by hand, and from what is traced."""
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+
+from model.config import Layer, Model
+from model.transformer import Transformer
+from tests.model.jaxprs import dot_flops
+from tests.model.small import GEMMA, GPT2, LLAMA, declared, draw, loss_of, pack, tokens, with_targets
+from train import flops
+from train.config import load
+
+
+def test_flops_of_gpt2_debug_are_those_counted_by_hand():
+    """Two layers x 64, four heads x 16, hidden 256, rows of 64, 512 tokens in a tied head."""
+    config = load("configs/gpt2.py:debug").model
+    projections = 2 * (4 * 64 * 64 + 2 * 64 * 256) + 512 * 64
+    scores_and_mixing = 2 * 2 * (4 * 16) * 32.5  # a query sees 1 to 64 keys
+    expected = 3 * 2 * (projections + scores_and_mixing)  # a product and a sum, forward and twice backward
+    assert flops.flops_per_token(config, declared(config), 64) == expected
+
+
+@pytest.mark.parametrize("config", (GPT2, LLAMA, GEMMA), ids=("gpt2", "llama", "gemma"))
+def test_flops_are_the_products_that_are_traced(config):
+    """All but the scores that a mask hides: the reference kernel forms those of a whole row."""
+    config, length = replace(config, attention=replace(config.attention, kernel="reference")), 12
+    batch = pack([tokens(length, 1)])
+    hidden = jax.make_jaxpr(lambda params: Transformer(config).apply({"params": params}, batch)[0])(draw(config))
+    head = 2 * length * config.padded_vocab_size * config.embed_dim
+    widest, layers = config.attention.num_heads * config.head_dim, range(config.num_layers)
+    seen = sum(flops.keys_seen(length, config.pattern[layer % len(config.pattern)].window) for layer in layers)
+    unseen = 4 * widest * length * (config.num_layers * length - seen)
+    counted = flops.flops_per_token(config, declared(config), length)
+    assert counted * length / 3 == pytest.approx(dot_flops(hidden) + head - unseen)
+
+
+def test_a_step_has_three_times_the_products_of_a_forward_pass():
+    batch = with_targets(pack([tokens(12, 1)]))
+    config = replace(LLAMA, attention=replace(LLAMA.attention, kernel="reference"))
+    forward = jax.make_jaxpr(loss_of(config))(draw(config), batch, None)
+    step = jax.make_jaxpr(jax.grad(loss_of(config)))(draw(config), batch, None)
+    assert dot_flops(step) == 3 * dot_flops(forward)
+
+
+@pytest.mark.parametrize("window", (None, 1, 3, 10, 11))
+def test_keys_seen_are_those_of_the_mask(window):
+    seen = [min(query + 1, window or 10) for query in range(10)]
+    assert flops.keys_seen(10, window) == pytest.approx(np.mean(seen))
+
+
+def test_a_window_saves_what_it_hides():
+    full = Model(num_layers=4, pattern=(Layer(),))
+    mixed = replace(full, pattern=(Layer(window=64), Layer()))
+    saved = flops.flops_per_token(full, declared(full), 1024) - flops.flops_per_token(mixed, declared(mixed), 1024)
+    assert saved == pytest.approx(2 * 12 * 256 * (512.5 - flops.keys_seen(1024, 64)))
+
+
+@pytest.mark.parametrize(("recipe", "parameters"), (("gpt2.py:124m", 124_439_808), ("llama.py:8b", 8_030_261_248)))
+def test_flops_are_close_to_six_for_each_parameter(recipe, parameters):
+    """6 N a token (Kaplan et al. 2020), at a length whose attention is a small part."""
+    config = load(f"configs/{recipe}").model
+    assert flops.flops_per_token(config, declared(config), 512) == pytest.approx(6 * parameters, rel=0.08)
+
+
+def test_embeddings_are_counted_as_a_head_alone():
+    tied, untied = (replace(LLAMA, tied_head=tied) for tied in (True, False))
+    assert flops.flops_per_token(tied, declared(tied), 12) == flops.flops_per_token(untied, declared(untied), 12)
+    assert flops.parameter_count(declared(untied)) - flops.parameter_count(declared(tied)) == 128 * 16
+
+
+def test_the_peak_is_the_makers_where_it_is_known_and_measured_elsewhere():
+    class Known:
+        device_kind = "NVIDIA H100 80GB HBM3"
+
+    assert flops.peak_flops(Known(), "bfloat16") == (989e12, "NVIDIA H100 80GB HBM3, bfloat16, as its maker states")
+    peak, how = flops.peak_flops(jax.devices()[0], "float32")
+    assert 1e8 < peak < 1e15 and "measured" in how
