@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
@@ -16,9 +18,12 @@ from data.config import ByteTokenizer, Data, TextSource
 from data.loader import Loader
 from model.config import Attention, FeedForward, Model
 from train import checkpoint, flops, inspect, loop
+from train.assembly import Assembly
 from train.config import Checkpoint, Config, Constant, Eval, Log, Mesh, Optim, Train
 from train.metrics import read_metrics
+from train.state import State
 
+ROOT = Path(__file__).resolve().parents[1]
 TIMES = ("step_seconds", "tokens_per_second", "mfu", "time")  # what may differ between equal runs
 # Paragraphs of 1 to 90 bytes, so that rows of 16 hold anything from a part of one to several.
 TEXT = "\n\n".join(
@@ -62,6 +67,20 @@ def tiny(directory: Path, changes: Mapping[str, Any] = {}) -> Config:
     return replaced(TINY, {**places, **changes})
 
 
+def drawn(assembly: Assembly, seed: int = 0) -> State:
+    """A state of small random parameters, on the devices it belongs to, without compiling their initial values."""
+    generator = np.random.default_rng(seed)
+
+    def zeros(leaf):
+        return jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding)
+
+    def draw(leaf):
+        return jax.device_put((0.1 * generator.standard_normal(leaf.shape)).astype(leaf.dtype), leaf.sharding)
+
+    state = jax.tree.map(zeros, assembly.abstract)
+    return state.replace(params=jax.tree.map(draw, assembly.abstract.params))
+
+
 class StopAfter:
     """In place of a StopSignal: a request to stop that arrives during a launch's `steps`-th step."""
 
@@ -87,6 +106,11 @@ def train(config: Config, run: Path, stop_after: int | None = None) -> None:
         if stop_after is not None:
             patch.setattr(loop, "StopSignal", lambda: StopAfter(stop_after))
         loop.train(config, run)
+
+
+def environment(devices: int = 1, **variables: str) -> dict[str, str]:
+    """What a command of this repository, started anywhere, sees: `devices` simulated ones, the tests' caches."""
+    return {**os.environ, "PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": str(devices), **variables}
 
 
 def digests(run: Path, step: int | None = None) -> dict:

@@ -132,7 +132,7 @@ def begin(
         feed=feed,
         eval_step=jax.jit(make_eval_step(assembly.task)),
         writers=make_writers(config.log, directory.path, first, directory.primary),
-        progress=make_progress(plan.total_steps, first),
+        progress=make_progress(plan.total_steps, first, directory.primary),
         checkpointer=Checkpointer(directory.checkpoints, keep.keep, plan.keep_every, keep.best),
         fingerprints=fingerprints,
         peak=per_device * assembly.mesh.size,

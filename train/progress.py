@@ -93,12 +93,27 @@ class BarProgress:
         self._progress.stop()
 
 
-def make_progress(total_steps: int, first_step: int) -> PlainProgress | BarProgress:
+class NoProgress:
+    """What the other processes of a run show: nothing."""
+
+    def update(self, record: dict) -> None:
+        pass
+
+    def message(self, text: str) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def make_progress(total_steps: int, first_step: int, primary: bool) -> PlainProgress | BarProgress | NoProgress:
     """An object with `update(record)` for every step's record, `message(text)` and `close()`.
 
     `first_step`: updates that were done before this launch. A bar where stderr is a terminal, else plain
-    lines.
+    lines; nothing where this process is not the `primary` one.
     """
+    if not primary:
+        return NoProgress()
     if sys.stderr.isatty():
         return BarProgress(total_steps, first_step)
     return PlainProgress(total_steps)

@@ -21,7 +21,7 @@ from train.errors import DivergedError
 from train.evaluate import bits_per_byte, evaluate
 from train.metrics import Writers
 from train.plan import Plan
-from train.progress import BarProgress, PlainProgress
+from train.progress import BarProgress, NoProgress, PlainProgress
 from train.state import State, all_finite
 
 
@@ -88,7 +88,7 @@ class Session:
     feed: Feed
     eval_step: Callable
     writers: Writers
-    progress: BarProgress | PlainProgress
+    progress: BarProgress | PlainProgress | NoProgress
     checkpointer: Checkpointer
     fingerprints: dict[str, str]
     peak: float  # FLOP/s of all devices

@@ -14,7 +14,8 @@ from train.inspect import digest
 from train.optim import merge
 from train.state import all_finite
 
-FROZEN = {"optim.groups": (Group("embedding", freeze=True),)}
+# On all devices, with an average and a frozen part.
+FULL = {"mesh": Mesh(2, 2, 2), "optim.ema_decay": 0.9, "optim.groups": (Group("embedding", freeze=True),)}
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +31,8 @@ OPTIMIZERS = [
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_the_abstract_state_is_that_of_a_real_one(config, optimizer):
-    """Path for path: shape, dtype and sharding; with a frozen part and an average."""
-    changes = {"optim.optimizer": optimizer, "optim.ema_decay": 0.9, "mesh": Mesh(2, 2, 2), **FROZEN}
-    assembly = assemble(replaced(config, changes))
+    """Path for path: shape, dtype and sharding."""
+    assembly = assemble(replaced(config, {"optim.optimizer": optimizer, **FULL}))
     state, abstract = leaf_dict(assembly.fresh()), leaf_dict(assembly.abstract)
     assert set(state) == set(abstract)
     for name, leaf in state.items():
@@ -43,7 +43,7 @@ def test_the_abstract_state_is_that_of_a_real_one(config, optimizer):
 
 
 def test_a_fresh_state_begins_everything(config):
-    assembly = assemble(replaced(config, {"optim.ema_decay": 0.9, **FROZEN}))
+    assembly = assemble(replaced(config, FULL))
     state = assembly.fresh()
     assert (int(state.step), int(state.skipped)) == (0, 0)
     assert set(state.frozen) == {"embedding"} and "embedding" not in state.params
@@ -63,7 +63,7 @@ def test_the_seed_decides_the_initial_values(config):
 
 
 def test_weights_from_elsewhere_begin_with_a_fresh_optimizer(config):
-    assembly = assemble(replaced(config, {"optim.ema_decay": 0.9, **FROZEN}))
+    assembly = assemble(replaced(config, FULL))
     fresh = assembly.fresh()
     whole = jax.tree.map(lambda leaf: leaf + 1, merge(fresh.params, fresh.frozen))
     state = assembly.from_params(whole)

@@ -9,7 +9,7 @@ import pytest
 from data.loader import evaluation_batches
 from data.packing import make_rows
 from data.prepare import prepare
-from tests.helpers import lines, replaced, tiny, train
+from tests.helpers import drawn, lines, replaced, tiny, train
 from train import evaluate as evaluation
 from train.assembly import assemble
 from train.config import Mesh
@@ -21,10 +21,10 @@ from train.task import Task
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """(config, fresh state on one device, loss of every validation row summed one by one in float64)."""
+    """(config, a state on one device, loss of every validation row summed one by one in float64)."""
     config = tiny(tmp_path_factory.mktemp("evaluated"), {"train.z_loss": 0.01})
     assembly = assemble(config)
-    state = assembly.fresh()
+    state = drawn(assembly)
     rows = make_rows(prepare(config.data).validation, config.data.length, config.data.packing)
     alone = jax.jit(make_eval_step(assembly.task))
     total = weight = 0.0
@@ -116,7 +116,7 @@ def test_evaluation_draws_no_dropout(tmp_path):
     config = tiny(tmp_path, {"model.dropout": 0.5})
     assembly = assemble(config)
     batch = next(Feed.make(assembly, prepare(config.data)).validation_batches(lambda: None))
-    state = assembly.fresh()
+    state = drawn(assembly)
     with_dropout, _ = jax.jit(make_eval_step(assembly.task))(state.params, state.frozen, batch)
     plain = assemble(replaced(config, {"model.dropout": 0.0})).task
     without, _ = jax.jit(make_eval_step(plain))(state.params, state.frozen, batch)

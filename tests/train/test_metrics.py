@@ -178,7 +178,7 @@ def test_other_processes_have_no_writers(tmp_path):
 def test_lines_come_at_the_first_step_the_last_and_now_and_then(capsys, monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
-    bar = make_progress(total_steps=100, first_step=20)
+    bar = make_progress(total_steps=100, first_step=20, primary=True)
     for step in range(21, 101):
         bar.update({"step": step, "loss": 2.5, "tokens_per_second": 12345.0, "mfu": 0.031, "skipped": 0})
         clock[0] += 1.0
@@ -194,7 +194,7 @@ def test_lines_come_at_the_first_step_the_last_and_now_and_then(capsys, monkeypa
 def test_a_terminal_gets_a_bar(capfd, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm")
-    bar = make_progress(total_steps=4, first_step=2)
+    bar = make_progress(total_steps=4, first_step=2, primary=True)
     bar.update({"step": 3, "loss": 2.5, "tokens_per_second": 500.0})
     bar.message("eval [validation]")
     bar.close()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from model.parameters import Declaration
-from tests.helpers import tiny
+from tests.helpers import drawn, tiny
 from train import config as cfg
 from train import inspect, optim
 from train.assembly import assemble
@@ -115,10 +115,10 @@ def causal_batch(rows=8, length=16, seed=1):
 
 @pytest.fixture(scope="module")
 def causal(tmp_path_factory):
-    """(assembly, fresh state) of a tiny decoder with z-loss under SGD."""
+    """(assembly, a state) of a tiny decoder with z-loss under SGD."""
     changes = {"train.z_loss": 0.1, "optim.optimizer": cfg.Sgd(), "model.num_layers": 1, "model.embed_dim": 16}
     assembly = assemble(tiny(tmp_path_factory.mktemp("causal"), changes))
-    return assembly, assembly.fresh()
+    return assembly, drawn(assembly)
 
 
 def test_a_decoder_with_two_losses_does_not_see_how_its_batch_is_divided(causal):
