@@ -254,3 +254,17 @@ def test_a_dry_run_says_what_would_be_and_writes_nothing(place):
         "decayed: 8",
     ):
         assert text in done.stdout, (text, done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    (
+        ({}, "JAX_COORDINATOR_ADDRESS=127.0.0.1:1 cannot be joined.* set JAX_NUM_PROCESSES and JAX_PROCESS_ID"),
+        ({"JAX_NUM_PROCESSES": "two", "JAX_PROCESS_ID": "0"}, "cannot be joined: invalid literal .* 'two'"),
+    ),
+)
+def test_processes_that_cannot_be_joined(variables, message, place, monkeypatch):
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "127.0.0.1:1")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    refused(2, message, "train.main", "--config", LLAMA, cwd=place)
