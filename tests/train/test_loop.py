@@ -78,16 +78,23 @@ def test_finishing_a_finished_run_does_nothing(run, capsys):
     assert capsys.readouterr().err.count("has its 6 steps") == 1
 
 
-def test_one_more_step_is_one_step_and_every_program_compiles_once(run, caplog):
+def test_one_more_step_is_one_step(run):
     config, run = run
     before = lines(run)
+    train(replaced(config, {"train.steps": 7}), run)
+    assert steps(run) == [4, 6, 7] and lines(run)[: len(before)] == before
+    step, evaluation = read_metrics(run / "metrics.jsonl")[len(before) :]
+    assert step["step"] == evaluation["step"] == 7 and "loss" in step and "eval/validation/loss" in evaluation
+    assert digests(run)["counters"]["tokens"] == step["tokens"]
+
+
+def test_every_program_compiles_once(finished, tmp_path, caplog):
+    config, _ = finished
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
-        train(replaced(config, {"train.steps": 8, "eval.every": 1, "checkpoint.every": 1}), run)
-    assert steps(run) == [4, 6, 7, 8]
-    assert lines(run)[: len(before)] == before and len(lines(run)) == len(before) + 4
-    compiled = [record.getMessage() for record in caplog.records if record.getMessage().startswith("Compiling jit(")]
-    names = [text.split("(")[1].split(")")[0] for text in compiled]
-    assert names.count("train_step") == names.count("eval_step") == 1, compiled
+        train(replaced(config, {"eval.every": 2, "checkpoint.every": 2}), tmp_path / "run")
+    texts = [record.getMessage() for record in caplog.records]
+    names = [text.split("(")[1].split(")")[0] for text in texts if text.startswith("Compiling jit(")]
+    assert names.count("train_step") == names.count("eval_step") == 1, names
     assert names.count("all_finite") <= 1  # the same one for every run of a process
 
 

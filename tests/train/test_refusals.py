@@ -16,18 +16,18 @@ import tokenizers
 from tokenizers import models, pre_tokenizers
 
 from data.schema import to_plain
-from tests.helpers import ROOT, TEXT, environment, tiny, train
+from tests.helpers import ROOT, TEXT, environment, lines, steps, tiny, train
 from train.rundir import open_run
 
 GPT2, LLAMA = (f"{ROOT}/configs/{name}.py:debug" for name in ("gpt2", "llama"))
 
 
-def run(module: str, *arguments, cwd: Path, devices: int = 1, preexec=None) -> subprocess.CompletedProcess:
+def run(module: str, *arguments, cwd: Path, devices: int = 1, preexec=None, **variables) -> subprocess.CompletedProcess:
     began = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-m", module, *map(str, arguments)],
         cwd=cwd,
-        env=environment(devices),
+        env=environment(devices, **variables),
         capture_output=True,
         text=True,
         preexec_fn=preexec,
@@ -146,6 +146,20 @@ def test_a_place_below_a_file(where, place):
 def test_a_disk_that_takes_no_more(place):
     limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (1000, 1000))
     refused(6, "File too large", "train.main", *recipe(place), cwd=place, preexec=limit)
+
+
+def test_a_disk_that_is_full_when_a_checkpoint_is_written(saved):
+    """Loud, and not "saved": the older checkpoints stay, and the same command goes on once there is room."""
+    arguments = ("train.main", *ARGUMENTS, "--config.train.steps=8", "--config.checkpoint.every=1")
+    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (150_000, 150_000))
+    done = run(*arguments, cwd=saved, preexec=limit, JAX_ENABLE_COMPILATION_CACHE="false")
+    assert done.returncode == 6 and "Traceback" not in done.stderr, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: Cannot write the checkpoint") and "File too large" in last and ".incoming/7" in last
+    assert steps(saved / "run") == [4, 6]
+    done = run(*arguments, cwd=saved)
+    assert done.returncode == 0 and "step 6 of 8" in done.stderr, done.stderr
+    assert steps(saved / "run") == [4, 6, 7, 8] and len(lines(saved / "run")) == 6 + 1 + 2 + 1
 
 
 def test_a_second_run_in_one_directory(place):
