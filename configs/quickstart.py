@@ -28,8 +28,8 @@ def get_config():
     config.optim.optimizer = Muon()
     config.optim.learning_rate = 2e-2
     config.optim.schedule.warmup = "5%"
-    config.train.steps = 240
+    config.train.steps = 180
     config.train.batch_size = 16
-    config.checkpoint.every = 80
-    config.eval.every = 80
+    config.checkpoint.every = 60
+    config.eval.every = 60
     return config
