@@ -347,7 +347,7 @@ def read(path: Path, abstract_tree):
         context = ocp.Context()
         context.pytree.loading.partial_load = True
         with context:
-            values |= ocp.load(path, stored)
+            values |= ocp.load(Path(path).absolute(), stored)
     return jax.tree.unflatten(jax.tree.structure(abstract_tree), [values[name] for name in targets])
 
 

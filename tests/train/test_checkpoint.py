@@ -584,3 +584,14 @@ def test_a_process_that_does_not_deliver_is_named(tmp_path):
     first, second = run_pair(tmp_path, "silent")
     assert "HungError" in first and "process 1 wrote no digests within 2 s" in first
     assert "StorageError" in second and "process 0 gave up" in second
+
+
+def test_a_relative_path_is_one_too(tmp_path, monkeypatch):
+    """Orbax takes only absolute paths; a person types `--run runs/first`."""
+    tree = {"params": {"kernel": jnp.arange(6.0)}}
+    writer = Checkpointer(tmp_path / "run" / "checkpoints", keep=1)
+    writer.save(1, tree, {}, {})
+    writer.close()
+    monkeypatch.chdir(tmp_path)
+    abstract = {"kernel": jax.ShapeDtypeStruct((6,), jnp.float32)}
+    assert jnp.array_equal(load_params(Path("run"), abstract)["kernel"], tree["params"]["kernel"])

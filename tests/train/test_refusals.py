@@ -3,12 +3,10 @@
 import json
 import os
 import re
-import resource
 import shutil
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,16 +20,20 @@ from train.rundir import open_run
 GPT2, LLAMA = (f"{ROOT}/configs/{name}.py:debug" for name in ("gpt2", "llama"))
 
 
-def run(module: str, *arguments, cwd: Path, devices: int = 1, preexec=None, **variables) -> subprocess.CompletedProcess:
+LIMITED = """
+import resource, runpy, sys
+limit, module = int(sys.argv.pop(1)), sys.argv.pop(1)
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+runpy.run_module(module, run_name="__main__", alter_sys=True)
+"""
+
+
+def run(module: str, *arguments, cwd: Path, devices: int = 1, largest_file: int | None = None):
+    """`python -m module arguments` in `cwd`; `largest_file` bytes are all that its disk takes of one file."""
+    how = ["-m", module] if largest_file is None else ["-c", LIMITED, str(largest_file), module]
+    command = [sys.executable, *how, *map(str, arguments)]
     began = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-m", module, *map(str, arguments)],
-        cwd=cwd,
-        env=environment(devices, **variables),
-        capture_output=True,
-        text=True,
-        preexec_fn=preexec,
-    )
+    done = subprocess.run(command, cwd=cwd, env=environment(devices), capture_output=True, text=True)
     assert time.monotonic() - began < 90
     return done
 
@@ -144,22 +146,7 @@ def test_a_place_below_a_file(where, place):
 
 
 def test_a_disk_that_takes_no_more(place):
-    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (1000, 1000))
-    refused(6, "File too large", "train.main", *recipe(place), cwd=place, preexec=limit)
-
-
-def test_a_disk_that_is_full_when_a_checkpoint_is_written(saved):
-    """Loud, and not "saved": the older checkpoints stay, and the same command goes on once there is room."""
-    arguments = ("train.main", *ARGUMENTS, "--config.train.steps=8", "--config.checkpoint.every=1")
-    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (150_000, 150_000))
-    done = run(*arguments, cwd=saved, preexec=limit, JAX_ENABLE_COMPILATION_CACHE="false")
-    assert done.returncode == 6 and "Traceback" not in done.stderr, done.stderr
-    last = done.stderr.splitlines()[-1]
-    assert last.startswith("error: Cannot write the checkpoint") and "File too large" in last and ".incoming/7" in last
-    assert steps(saved / "run") == [4, 6]
-    done = run(*arguments, cwd=saved)
-    assert done.returncode == 0 and "step 6 of 8" in done.stderr, done.stderr
-    assert steps(saved / "run") == [4, 6, 7, 8] and len(lines(saved / "run")) == 6 + 1 + 2 + 1
+    refused(6, "File too large", "train.main", *recipe(place), cwd=place, largest_file=1000)
 
 
 def test_a_second_run_in_one_directory(place):
@@ -187,6 +174,7 @@ def saved(trained, tmp_path) -> Path:
 
 
 ARGUMENTS = ("--config", "config.json", "--workdir", "run")
+LONGER = ("--config.train.steps=7", "--config.optim.learning_rate=0.02")
 
 
 def test_a_fixed_field_changed_on_resume(saved):
@@ -206,8 +194,7 @@ def flip(folder: Path) -> Path:
 
 def test_one_flipped_byte_is_named_and_the_checkpoint_before_it_used(saved):
     path = flip(saved / "run" / "checkpoints" / "6")
-    schedule = ("--config.train.steps=7", "--config.optim.learning_rate=0.02")
-    done = run("train.main", *ARGUMENTS, *schedule, cwd=saved)
+    done = run("train.main", *ARGUMENTS, *LONGER, cwd=saved)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count(str(path)) == 1 and "step 4 of 7" in done.stderr and "Traceback" not in done.stderr
     assert "changed on resume: train.steps: 6 -> 7" in done.stderr
@@ -217,6 +204,18 @@ def test_one_flipped_byte_is_named_and_the_checkpoint_before_it_used(saved):
         {"step": 4, "path": "optim.learning_rate", "old": 0.01, "new": 0.02},
         {"step": 4, "path": "train.steps", "old": 6, "new": 7},
     ]
+
+
+def test_a_disk_that_is_full_when_a_checkpoint_is_written(saved):
+    """Loud, and not "saved": the older checkpoints stay, and the same command goes on once there is room."""
+    done = run("train.main", *ARGUMENTS, *LONGER, cwd=saved, largest_file=150_000)
+    assert done.returncode == 6 and "Traceback" not in done.stderr, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: Cannot write the checkpoint") and "File too large" in last and ".incoming/7" in last
+    assert steps(saved / "run") == [4, 6]
+    done = run("train.main", *ARGUMENTS, *LONGER, cwd=saved)
+    assert done.returncode == 0 and "step 6 of 7" in done.stderr, done.stderr
+    assert steps(saved / "run") == [4, 6, 7] and len(lines(saved / "run")) == 7 + 2
 
 
 def test_no_sound_checkpoint(saved):
