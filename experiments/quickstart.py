@@ -16,7 +16,8 @@ from train.generate import continue_texts, load_run
 from train.metrics import read_metrics
 from train.rundir import read_json
 
-PROMPTS = ("The list of objects", "def read(self, size", "class ", "If the argument is")
+PROMPTS = ("class Error(Exception):\n", "    def __init__(self", "Return a list of")
+SAMPLING = Sampling(0.7, top_k=40, top_p=0.9)
 METRIC = "eval/validation/bits_per_byte"
 
 
@@ -31,8 +32,8 @@ def main(arguments: Sequence[str]) -> None:
         raise CheckpointError(f"{run} has no evaluation in its metrics.jsonl; finish its training first")
     ours = evaluations[-1][METRIC]
     gzip = gzip_bits_per_byte(prepared.validation, prepared.tokenizer)
-    print("\nSamples (temperature 0.5, top-k 40; the prompt stands before the bar):\n")
-    for result in continue_texts(loaded, PROMPTS, 80, Sampling(0.5, top_k=40), seed=0):
+    print("\nSamples (temperature 0.7, top-k 40, top-p 0.9; the prompt stands before the bar):\n")
+    for result in continue_texts(loaded, PROMPTS, 60, SAMPLING, seed=0):
         print(f"--- {result['prompt']}|{result['text']}\n")
     verdict = "below" if ours < gzip else "NOT below"
     print(
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str]) -> None:
         f"metrics      {run / 'metrics.jsonl'}, one JSON object a step\n"
         f"curves       tensorboard --logdir {run / 'tensorboard'}\n"
         f"checkpoints  {run / 'checkpoints'}; `python -m train.inspect --run {run}` describes them\n"
-        f"more text    python -m train.generate --run {run} --prompt 'The ' --temperature 0.5 --top_k 40\n"
+        f"more text    python -m train.generate --run {run} --prompt 'The ' --temperature 0.7 --top_k 40\n"
         f"go on        python -m train.main --config {run / 'config.json'} --workdir {run} --config.train.steps=...\n"
     )
 
