@@ -1,4 +1,4 @@
-"""A decoder's loss in float64 NumPy, row by row and head by head, written from the papers and not from `model`.
+"""A decoder in float64 NumPy, row by row and head by head, written from the papers and not from `model`.
 
 It reads parameters by path (`stack/0/attention/query/kernel`, stacked over layers) and the configuration's
 numbers; it shares no code with what it checks. For the classes of GPT-2 (Radford et al. 2019) and Llama 3
@@ -17,19 +17,22 @@ from model.config import Llama3Scaling, Model
 
 def mean_loss(config: Model, params: Mapping[str, np.ndarray], batch: Mapping[str, np.ndarray]) -> float:
     """Mean over weighted positions of -log p(target), nats; `batch` has `[rows, length]` arrays."""
-    params = {name: np.asarray(value, np.float64) for name, value in params.items()}
     total = weight = 0.0
     for row in range(len(batch["tokens"])):
         one = {key: np.asarray(value[row]) for key, value in batch.items()}
-        hidden_LxD = final_states(config, params, one["tokens"], one["positions"], one["segment_ids"])
-        head = params["embedding/token"].T if config.tied_head else params["head"]
-        for place, target in enumerate(one["targets"]):
-            logits = (hidden_LxD[place] @ head)[: config.vocab_size]
+        for logits, target, share in zip(row_logits(config, params, one), one["targets"], one["weights"], strict=True):
             highest = logits.max()
-            log_partition = highest + math.log(np.exp(logits - highest).sum())
-            total += one["weights"][place] * (log_partition - logits[target])
-            weight += one["weights"][place]
+            total += share * (highest + math.log(np.exp(logits - highest).sum()) - logits[target])
+            weight += share
     return float(total / weight)
+
+
+def row_logits(config: Model, params: Mapping[str, np.ndarray], row: Mapping[str, np.ndarray]):
+    """`[length, vocab_size]` of one row of a batch."""
+    params = {name: np.asarray(value, np.float64) for name, value in params.items()}
+    hidden_LxD = final_states(config, params, row["tokens"], row["positions"], row["segment_ids"])
+    head = params["embedding/token"].T if config.tied_head else params["head"]
+    return (hidden_LxD @ head)[:, : config.vocab_size]
 
 
 def final_states(config: Model, params: dict, tokens, positions, segments):
