@@ -36,7 +36,7 @@ class SelfAttention(nn.Module):
         """Returns (`[B, L, D]`, cache). `cache` is None, or this layer's (keys, values), each `[B, K, S, C]`."""
         config, settings = self.config, self.config.attention
         embed, width = (("embed", config.embed_dim),), ("head_dim", config.head_dim)
-        project = partial(Projection, dtype=jnp.dtype(config.dtype))
+        project = partial(Projection, dtype=jnp.dtype(config.dtype), truncation=config.init.truncation)
         into = partial(project, embed, bias=settings.qkv_bias, std=config.init.kernel_std)
         kv_heads = (("kv_heads", config.num_kv_heads), width)
         heads = (("heads", settings.num_heads), width)
@@ -52,6 +52,7 @@ class SelfAttention(nn.Module):
         q_BxLxHxC = self.constrain(q_BxLxHxC, ("batch", "length", "activation_heads", "head_dim"))
         keys, (k_BxSxKxC, v_BxSxKxC), cache = remember(shared, k_BxLxKxC, v_BxLxKxC, cache)
         rule = Rule(
+            causal=settings.causal,
             window=self.layer.window,
             scale=config.head_dim**-0.5 if settings.scale is None else settings.scale,
             soft_cap=settings.soft_cap,

@@ -26,6 +26,7 @@ class Attention:
     qkv_bias: bool = False
     output_bias: bool = False
     qk_norm: bool = False  # RMSNorm over each query and key head
+    causal: bool = True  # no token sees a later one; false: an encoder
     scale: float | None = None  # multiplies the scores; None: head_dim ** -0.5
     soft_cap: float | None = None  # cap * tanh(score / cap); None: no cap
     dropout: float = 0.0  # on the attention probabilities
@@ -105,6 +106,18 @@ class Initialization:
     position_std: float = 0.01
     head_std: float | None = None  # None: 0.5 * embed_dim ** -0.5, an initial loss of ln V + 1/8
     scale_residual: bool = False  # output projections times (2 * num_layers) ** -0.5 (GPT-2)
+    truncation: float | None = None  # in standard deviations, beyond which a value is drawn again (BERT: 2)
+
+
+@dataclass(frozen=True)
+class Heads:
+    """What else reads the final hidden states, beside the logits over the vocabulary."""
+
+    pooler: bool = False  # tanh of a projection of each row's first token (BERT)
+    next_sentence: bool = False  # 2 logits from the pooler
+    spans: bool = False  # 2 logits a token: an answer's start and its end
+    sequence_classes: int = 0  # logits from the pooler, or from the first token where there is none
+    token_classes: int = 0  # logits a token
 
 
 @dataclass(frozen=True)
@@ -117,8 +130,13 @@ class Model:
     norm: Norm = Norm()
     positions: LearnedPositions | RotaryPositions | NoPositions = RotaryPositions()
     pattern: tuple[Layer, ...] = field(default=(Layer(),))  # repeated until num_layers
+    token_types: int = 0  # rows of a third embedding (BERT's sentences A and B); 0: none
+    embedding_norm: bool = False  # a norm on the sum of the embeddings (BERT)
+    language_head: bool = True  # logits over the vocabulary
     tied_head: bool = True  # logits from the transposed token embedding
+    head_transform: bool = False  # a projection, the activation and a norm before the logits (BERT)
     head_bias: bool = False
+    heads: Heads = Heads()
     embedding_scale: float | None = None  # multiplies the embeddings; Gemma: embed_dim ** 0.5
     logit_soft_cap: float | None = None
     dropout: float = 0.0  # on embeddings and on each sublayer's output
@@ -177,12 +195,18 @@ def _check_ranges(config: Model) -> list[tuple[str, str]]:
         "positions.length": config.max_length,
         "unroll": config.unroll,
     }
+    sizes = {
+        "token_types": config.token_types,
+        "heads.sequence_classes": config.heads.sequence_classes,
+        "heads.token_classes": config.heads.token_classes,
+    }
     positive = {
         "attention.scale": attention.scale,
         "attention.soft_cap": attention.soft_cap,
         "norm.epsilon": config.norm.epsilon,
         "embedding_scale": config.embedding_scale,
         "logit_soft_cap": config.logit_soft_cap,
+        "init.truncation": init.truncation,
     }
     for index, layer in enumerate(config.pattern):
         counts[f"pattern.{index}.window"] = layer.window
@@ -191,6 +215,7 @@ def _check_ranges(config: Model) -> list[tuple[str, str]]:
             positive[f"pattern.{index}.rotary_scaling.factor"] = layer.rotary_scaling.factor
     rates = {"dropout": config.dropout, "attention.dropout": attention.dropout}
     ranges = (
+        (sizes, lambda value: value >= 0, "at least 0"),
         (counts, lambda value: value >= 1, "at least 1"),
         (positive, lambda value: value > 0, "above 0"),
         (rates, lambda value: 0 <= value < 1, "at least 0 and below 1"),
@@ -225,5 +250,15 @@ def _check_shapes(config: Model) -> list[tuple[str, str]]:
             f"is {config.head_dim}; rotary positions turn pairs, so it must be even",
         ),
         (config.norm.bias and config.norm.name == "rmsnorm", "norm.bias", "is true, but rmsnorm has no bias"),
+        (
+            config.heads.next_sentence and not config.heads.pooler,
+            "heads.next_sentence",
+            "is true, but heads.pooler, which it reads, is false",
+        ),
+        (
+            not config.language_head and (config.head_transform or config.head_bias),
+            "language_head",
+            "is false, but head_transform or head_bias, which are parts of it, is true",
+        ),
     )
     return [(key, clash) for bad, key, clash in checks if bad]

@@ -34,6 +34,7 @@ class Projection(nn.Module):
     bias: bool
     std: float | None  # None: fan_in ** -0.5
     dtype: jnp.dtype
+    truncation: float | None = None  # of the initial values, in standard deviations
 
     @nn.compact
     def __call__(self, x):
@@ -47,7 +48,7 @@ class Projection(nn.Module):
             outputs=tuple(range(count, len(axes))),
         )
         std = declaration.fan_in**-0.5 if self.std is None else self.std
-        kernel = declare(self, "kernel", declaration, normal(std))
+        kernel = declare(self, "kernel", declaration, normal(std, self.truncation))
         y = project(x.astype(self.dtype), kernel, count)
         if self.bias:
             shape, names = declaration.shape[count:], declaration.axes[count:]
@@ -80,29 +81,44 @@ class Norm(nn.Module):
 
 
 class Embedding(nn.Module):
-    """Token embeddings, and a learned table of positions where the configuration has one."""
+    """Token embeddings, plus learned positions and token types where the configuration has them, and their norm."""
 
     config: cfg.Model
     constrain: Callable
 
     def setup(self):
-        config = self.config
-        tokens = Declaration((config.padded_vocab_size, config.embed_dim), ("vocab", "embed"), "embedding")
-        self.token = declare(self, "token", tokens, normal(config.init.embedding_std))
-        if isinstance(config.positions, cfg.LearnedPositions):
-            table = Declaration((config.positions.length, config.embed_dim), ("positions", "embed"), "table")
-            self.position = declare(self, "position", table, normal(config.init.position_std))
+        config, init = self.config, self.config.init
+        embed = ("embed", config.embed_dim)
 
-    def __call__(self, tokens_BxL, positions_BxL):
-        """Activations `[B, L, D]` in the compute dtype."""
+        def table(name: str, axis: str, rows: int, kind: str, std: float):
+            declaration = Declaration((rows, embed[1]), (axis, embed[0]), kind)
+            return declare(self, name, declaration, normal(std, init.truncation))
+
+        self.token = table("token", "vocab", config.padded_vocab_size, "embedding", init.embedding_std)
+        if isinstance(config.positions, cfg.LearnedPositions):
+            self.position = table("position", "positions", config.positions.length, "table", init.position_std)
+        if config.token_types:
+            self.token_type = table("token_type", "token_types", config.token_types, "embedding", init.embedding_std)
+        if config.embedding_norm:
+            self.norm = Norm(config.norm)
+
+    def __call__(self, batch: dict):
+        """Activations `[B, L, D]` in the compute dtype, of `tokens`, `positions` and, if configured, `token_types`."""
+        config = self.config
+        x_BxLxD = self.look_up(self.token, "vocab", batch["tokens"])
+        if config.embedding_scale is not None:
+            x_BxLxD = x_BxLxD * config.embedding_scale
+        if isinstance(config.positions, cfg.LearnedPositions):
+            x_BxLxD = x_BxLxD + self.look_up(self.position, "positions", batch["positions"])
+        if config.token_types:
+            x_BxLxD = x_BxLxD + self.look_up(self.token_type, "token_types", batch["token_types"])
+        if config.embedding_norm:
+            x_BxLxD = self.norm(x_BxLxD)
+        return x_BxLxD.astype(config.dtype)
+
+    def look_up(self, table, axis: str, ids_BxL):
         # Whole features: divided by `fsdp`, as rows are, they would have to be exchanged after the lookup.
-        x_BxLxD = jnp.take(self.constrain(self.token, ("vocab", "activation_embed")), tokens_BxL, axis=0)
-        if self.config.embedding_scale is not None:
-            x_BxLxD = x_BxLxD * self.config.embedding_scale
-        if isinstance(self.config.positions, cfg.LearnedPositions):
-            table = self.constrain(self.position, ("positions", "activation_embed"))
-            x_BxLxD = x_BxLxD + jnp.take(table, positions_BxL, axis=0)
-        return x_BxLxD.astype(self.config.dtype)
+        return jnp.take(self.constrain(table, (axis, "activation_embed")), ids_BxL, axis=0)
 
 
 class FeedForward(nn.Module):
@@ -115,7 +131,9 @@ class FeedForward(nn.Module):
     def __call__(self, x_BxLxD):
         config, settings = self.config, self.config.feed_forward
         embed, hidden = (("embed", config.embed_dim),), (("hidden", settings.hidden_dim),)
-        project = partial(Projection, bias=settings.bias, dtype=jnp.dtype(config.dtype))
+        project = partial(
+            Projection, bias=settings.bias, dtype=jnp.dtype(config.dtype), truncation=config.init.truncation
+        )
         into = partial(project, embed, hidden, std=config.init.kernel_std)
         h_BxLxF = into(name="up")(x_BxLxD)
         activate = ACTIVATIONS[settings.activation]

@@ -65,9 +65,14 @@ class Declared(struct.PyTreeNode, nn.meta.AxisMetadata):
     remove_axis = add_axis
 
 
-def normal(std: float) -> Callable:
-    """Initializer `(key, shape) -> float32 array` of N(0, std^2)."""
-    return lambda key, shape: std * jax.random.normal(key, shape, jnp.float32)
+def normal(std: float, truncation: float | None = None) -> Callable:
+    """Initializer `(key, shape) -> float32 array` of N(0, std^2), redrawn beyond `truncation` * std.
+
+    As in BERT's code, `std` is that of the distribution before it is cut.
+    """
+    if truncation is None:
+        return lambda key, shape: std * jax.random.normal(key, shape, jnp.float32)
+    return lambda key, shape: std * jax.random.truncated_normal(key, -truncation, truncation, shape, jnp.float32)
 
 
 def constant(value: float) -> Callable:

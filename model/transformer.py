@@ -1,4 +1,4 @@
-"""The decoder: embedding, stacks of blocks under a plain `jax.lax.scan`, final norm, head.
+"""Decoders and encoders: embedding, stacks of blocks under a plain `jax.lax.scan`, final norm, heads.
 
 A period is one turn of the layer pattern. Parameters of whole periods are stacked under `stack`, the
 layers left over under `remainder`; `unroll` changes only what is compiled. Sizes in names as in layers.py.
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from model import config as cfg
 from model.attention import Shared
 from model.block import Block
+from model.heads import Heads, Transform
 from model.layers import Embedding, Norm, rotary_table
 from model.ops.attention import Places
 from model.ops.cross_entropy import LogitRule, Unembedding, logits
@@ -31,7 +32,7 @@ def identity(x, names):
 
 
 class Transformer(nn.Module):
-    """A decoder as pure functions of its parameters.
+    """A decoder, or an encoder, as pure functions of its parameters.
 
     `initialise(model, key)` gives its parameters, `model.apply({"params": params}, batch, key)` hidden states.
     """
@@ -48,11 +49,19 @@ class Transformer(nn.Module):
             setattr(self, name, self.param(name, lambda _, part=part: part.initialise(key)))
         if config.norm.placement != "post":
             self.final_norm = Norm(config.norm)
+        self.heads = Heads(config)
+        if config.language_head:
+            self.declare_language_head()
+
+    def declare_language_head(self):
+        config = self.config
+        if config.head_transform:
+            self.head_transform = Transform(config)
         if not config.tied_head:
             std = 0.5 * config.embed_dim**-0.5 if config.init.head_std is None else config.init.head_std
             shape = (config.embed_dim, config.padded_vocab_size)
             declaration = Declaration(shape, ("embed", "vocab"), "kernel", (0,), (1,))
-            self.head = declare(self, "head", declaration, normal(std))
+            self.head = declare(self, "head", declaration, normal(std, config.init.truncation))
         if config.head_bias:
             declaration = Declaration((config.padded_vocab_size,), ("vocab",), "bias")
             self.head_bias = declare(self, "head_bias", declaration, constant(0.0))
@@ -60,12 +69,14 @@ class Transformer(nn.Module):
     def __call__(self, batch: dict, key=None, cache: dict | None = None):
         """Final hidden states of `batch` (`tokens`, `positions`, `segment_ids`, int32 `[B, L]`).
 
+        With `config.token_types` the batch holds `token_types` too.
+
         Returns (`[B, L, D]` in the compute dtype, aux, cache). `key` draws all dropout, None: none. `cache`
         is None or what `model.generate.empty_cache` makes; then `batch` holds the tokens that follow it.
         """
         config = self.config
         places = Places(batch["positions"], batch["segment_ids"])
-        x_BxLxD = self.embedding(batch["tokens"], places.positions)
+        x_BxLxD = self.embedding(batch)
         embedding_key = None if key is None else jax.random.fold_in(key, EMBEDDING_KEY)
         x_BxLxD = dropout(x_BxLxD, config.dropout, embedding_key)
         x_BxLxD = self.constrain(x_BxLxD, ("batch", "length", "activation_embed"))
@@ -79,6 +90,9 @@ class Transformer(nn.Module):
             caches.append(new)
         if config.norm.placement != "post":
             x_BxLxD = self.final_norm(x_BxLxD)
+        if self.is_initializing():  # what is not called has no parameters
+            self.heads.all(x_BxLxD)
+            self.output(x_BxLxD)
         if cache is not None:
             k, v = (jnp.concatenate(parts) for parts in zip(*caches, strict=True))
             added = jnp.sum(places.segments > 0, axis=1, dtype=jnp.int32)
@@ -117,12 +131,17 @@ class Transformer(nn.Module):
     def logit_rule(self) -> LogitRule:
         return LogitRule(self.config.vocab_size, self.config.logit_soft_cap)
 
+    def output(self, hidden_BxLxD):
+        """What the unembedding reads: hidden states `[..., D]`, transformed where the configuration says so."""
+        return self.head_transform(hidden_BxLxD) if self.config.head_transform else hidden_BxLxD
+
     def logits(self, hidden_BxLxD):
         """Float32 logits `[..., V]` over the stored vocabulary."""
-        return logits(hidden_BxLxD, self.unembedding(), self.logit_rule)
+        return logits(self.output(hidden_BxLxD), self.unembedding(), self.logit_rule)
 
 
 def initialise(model: Transformer, key) -> dict:
     """Fresh parameters: a tree of `Declared` float32 arrays. Under `jax.eval_shape` nothing is allocated."""
     token = jnp.zeros((1, 1), jnp.int32)
-    return model.init(key, {"tokens": token, "positions": token, "segment_ids": token})["params"]
+    batch = dict.fromkeys(("tokens", "positions", "segment_ids", "token_types"), token)
+    return model.init(key, batch)["params"]

@@ -37,6 +37,8 @@ RULES: Rules = {
     "hidden": "tensor",
     "vocab": "tensor",
     "positions": None,
+    "token_types": None,
+    "classes": None,
     "norm": None,
     "activation_embed": None,
     "activation_heads": "tensor",

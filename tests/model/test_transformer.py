@@ -238,5 +238,5 @@ def test_the_embedding_is_cast_after_it_is_scaled():
     config = replace(GEMMA, dtype="bfloat16", embedding_scale=1.01)
     params = draw(config)
     batch = pack([A])
-    x = Embedding(config, identity).apply({"params": params["embedding"]}, batch["tokens"], batch["positions"])
+    x = Embedding(config, identity).apply({"params": params["embedding"]}, batch)
     same(x, as_bfloat16(params["embedding"]["token"][batch["tokens"]] * np.float32(1.01)))

@@ -1,0 +1,90 @@
+"""Heads that read the final hidden states: the pooler, classifiers, answer spans (Devlin et al. 2018, section 3).
+
+Sizes in names: B batch, L length, D embed_dim. Logits are float32.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from model import config as cfg
+from model.layers import ACTIVATIONS, Norm, Projection
+
+
+def dense(config: cfg.Model, output: tuple[str, int], name: str | None = None) -> Projection:
+    """A projection with a bias from `embed_dim` to `output`, a logical axis and its size."""
+    inputs, init = (("embed", config.embed_dim),), config.init
+    return Projection(
+        inputs, (output,), True, init.kernel_std, jnp.dtype(config.dtype), truncation=init.truncation, name=name
+    )
+
+
+class Transform(nn.Module):
+    """BERT's step before the masked-token logits: a projection, the feed-forward's activation, a norm."""
+
+    config: cfg.Model
+
+    @nn.compact
+    def __call__(self, x):
+        """`[..., D]` of `[..., D]`, in the compute dtype."""
+        x = dense(self.config, ("hidden", self.config.embed_dim), "dense")(x)
+        return Norm(self.config.norm, name="norm")(ACTIVATIONS[self.config.feed_forward.activation](x))
+
+
+class Heads(nn.Module):
+    """Those of `config.heads`; each exists where the configuration has it."""
+
+    config: cfg.Model
+
+    def setup(self):
+        heads, embed = self.config.heads, self.config.embed_dim
+        project = partial(dense, self.config)
+        if heads.pooler:
+            self.pooler = project(("hidden", embed))
+        if heads.next_sentence:
+            self.next_sentence = project(("classes", 2))
+        if heads.spans:
+            self.spans = project(("classes", 2))
+        if heads.sequence_classes:
+            self.sequence = project(("classes", heads.sequence_classes))
+        if heads.token_classes:
+            self.token = project(("classes", heads.token_classes))
+
+    def pooled(self, hidden_BxLxD):
+        """`[B, D]` of each row's first token: tanh of its projection, or itself where there is no pooler."""
+        first_BxD = hidden_BxLxD[:, 0]
+        return jnp.tanh(self.pooler(first_BxD)) if self.config.heads.pooler else first_BxD
+
+    def next_sentence_logits(self, hidden_BxLxD):
+        """`[B, 2]`: that the second sentence follows the first (0), or is random (1)."""
+        return self.next_sentence(self.pooled(hidden_BxLxD)).astype(jnp.float32)
+
+    def span_logits(self, hidden_BxLxD):
+        """`[B, L, 2]`: that an answer starts (0) or ends (1) at a token."""
+        return self.spans(hidden_BxLxD).astype(jnp.float32)
+
+    def sequence_logits(self, pooled_BxD):
+        """`[B, classes]` of what `pooled` gives, perhaps after dropout."""
+        return self.sequence(pooled_BxD).astype(jnp.float32)
+
+    def token_logits(self, hidden_BxLxD):
+        """`[B, L, classes]`."""
+        return self.token(hidden_BxLxD).astype(jnp.float32)
+
+    def all(self, hidden_BxLxD) -> dict:
+        """Every configured head's output by name."""
+        heads, found = self.config.heads, {}
+        if heads.pooler:
+            found["pooled"] = self.pooled(hidden_BxLxD)
+        if heads.next_sentence:
+            found["next_sentence"] = self.next_sentence_logits(hidden_BxLxD)
+        if heads.spans:
+            found["spans"] = self.span_logits(hidden_BxLxD)
+        if heads.sequence_classes:
+            found["sequence"] = self.sequence_logits(self.pooled(hidden_BxLxD))
+        if heads.token_classes:
+            found["token"] = self.token_logits(hidden_BxLxD)
+        return found
