@@ -3,28 +3,57 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from data.errors import StorageError
 
+HINTS = {
+    errno.ENOSPC: "free some space, or give another directory",
+    errno.EDQUOT: "the quota is used up: free some space, or give another directory",
+    errno.EFBIG: "the limit on the size of a file was reached (ulimit -f): raise it",
+    errno.EROFS: "the file system is read-only: give another directory",
+    errno.EACCES: "change its permissions, or give another directory",
+    errno.EPERM: "change its permissions, or give another directory",
+    errno.ENOTDIR: "a part of the path is a file: give another directory",
+    errno.EEXIST: "a file is in the way: remove it, or give another directory",
+    errno.ENOENT: "it has vanished: something else removed it",
+    errno.EIO: "the device fails: look at the kernel's log",
+}
+
+
+def storage_error(error: BaseException, path: str | os.PathLike, doing: str) -> StorageError | None:
+    """What `error` says about the disk, in a paragraph; None where it is no trouble of storage.
+
+    TensorStore reports the system's error number in its text, not as an OSError.
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        number, where = error.errno, error.filename or path
+    elif found := re.search(r"os_error_code='(\d+)'", str(error)):
+        number, where = int(found.group(1)), path
+    else:
+        return None
+    hint = HINTS.get(number, "look at the disk")
+    return StorageError(f"Cannot {doing} {where}: {os.strerror(number)} (errno {number}); {hint}.")
+
 
 @contextlib.contextmanager
-def storage_errors(path: str | os.PathLike) -> Iterator[None]:
-    """Turns an OSError of the block into a StorageError that names `path`."""
+def storage_errors(path: str | os.PathLike, doing: str = "write below") -> Iterator[None]:
+    """Turn disk trouble inside the block into `StorageError`; let everything else pass."""
     try:
         yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise StorageError(
-            f"Cannot write below {path}: {reason}. Free space there, make it writable, or choose another "
-            "directory with data.cache_dir."
-        ) from error
+    except Exception as error:
+        told = storage_error(error, path, doing)
+        if told is None:
+            raise
+        raise told from error
 
 
 def canonical_json(value: object) -> bytes:

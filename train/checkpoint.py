@@ -26,13 +26,12 @@ import orbax.checkpoint.experimental.v1 as ocp
 from jax.experimental import multihost_utils
 
 from data.errors import ConfigError, HungError, StorageError
-from data.files import sync
+from data.files import storage_error, storage_errors, sync
 from model.parameters import path_name
 from train import manifest as manifests
 from train.errors import CheckpointError, MismatchError
 from train.manifest import DELETING, INCOMING, Manifest, read_manifest, steps, verify
 from train.quorum import collect_digests, share, wait_for_commit, write_digests
-from train.storage import storage_error, storage_errors
 
 __all__ = [
     "Checkpointer",

@@ -20,10 +20,11 @@ import subprocess
 from pathlib import Path
 
 from data.errors import ConfigError
+from data.files import storage_errors
 from data.schema import from_plain, to_plain
 from train.config import Config
 from train.resume import ABSENT, SCHEDULE, Change, changes
-from train.storage import storage_errors, write_atomic
+from train.storage import write_atomic
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
