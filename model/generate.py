@@ -24,6 +24,7 @@ class Sampling(NamedTuple):
     temperature: float = 1.0
     top_k: int | None = None  # the likeliest k stay
     top_p: float | None = None  # the smallest set of likeliest tokens whose probability reaches p stays
+    vocab_size: int | None = None  # only ids below it are drawn; None: all of the model's
 
 
 def empty_cache(config: Model, rows: int, capacity: int) -> dict:
@@ -83,16 +84,18 @@ def generate(model, params, prompts_BxL, lengths_B, keys_B, max_new_tokens: int,
     """(int32 tokens `[B, max_new_tokens]`, int32 counts `[B]`) behind prompts of `lengths_B` >= 1 tokens.
 
     A row ends with its first `end` token, which counts; what stands behind it is `end`. Token t of a row is
-    drawn with `fold_in(keys_B[row], t)`, from the vocabulary without its padding. The last token's own keys
-    and values are never computed.
+    drawn with `fold_in(keys_B[row], t)`, from the vocabulary without its padding and what `sampling` leaves
+    out. The last token's own keys and values are never computed.
     """
     rows, length = prompts_BxL.shape
     cache = empty_cache(model.config, rows, length + max_new_tokens)
     logits_BxV, cache = extend(model, params, cache, prompts_BxL, lengths_B)
 
+    known = min(model.config.vocab_size, sampling.vocab_size or model.config.vocab_size)
+
     def draw(logits_BxV, t):
         step_keys_B = jax.vmap(jax.random.fold_in, (0, None))(keys_B, t)
-        return choose(logits_BxV[:, : model.config.vocab_size], step_keys_B, sampling)
+        return choose(logits_BxV[:, :known], step_keys_B, sampling)
 
     def unfinished(carry):
         t, _, done_B, _, _ = carry

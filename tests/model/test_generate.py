@@ -176,6 +176,11 @@ def test_padding_of_the_vocabulary_is_never_written():
     assert len(np.unique(written)) > 40  # all but uniform at the last
 
 
+def test_ids_that_the_tokenizer_lacks_are_never_written():
+    written, _ = continued(LLAMA, PROMPTS, Sampling(1e38, vocab_size=50), new=24)
+    assert np.all(written < 50) and len(np.unique(written)) > 25
+
+
 def drawn(scores, sampling: Sampling, count: int = 400, seed: int = 0):
     """`count` independent choices from one row of logits."""
     rows = jnp.broadcast_to(jnp.asarray(scores, jnp.float32)[None], (count, len(scores)))
