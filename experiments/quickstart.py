@@ -16,7 +16,7 @@ from train.generate import continue_texts, load_run
 from train.metrics import read_metrics
 from train.rundir import read_json
 
-PROMPTS = ("class Error(Exception):\n", "    def close(self):\n", "Return True if the")
+PROMPTS = ("class Error(Exception):", "    def close(self):", "Return True if the")
 SAMPLING = Sampling(0.7, top_k=40, top_p=0.9)
 METRIC = "eval/validation/bits_per_byte"
 
