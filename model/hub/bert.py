@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from model.config import Attention, FeedForward, Initialization, LearnedPositions, Model, Norm
-from model.hub.family import Config, Family, Field, activation, deviations, fixed, same
+from model.hub.family import Config, Family, Field, activation, depth, deviations, fixed, same
 from model.hub.layout import linear, plain
 
 TENSORS = {
@@ -89,7 +89,7 @@ BERT = Family(
     base=BASE,
     fields=(
         same("vocab_size", "vocab_size"),
-        same("num_hidden_layers", "num_layers"),
+        depth("num_hidden_layers"),
         same("hidden_size", "embed_dim"),
         same("intermediate_size", "feed_forward.hidden_dim"),
         same("num_attention_heads", "attention.num_heads"),

@@ -12,6 +12,7 @@ from model.hub.layout import Tensor
 
 Config = Mapping[str, Any]  # a parsed config.json
 REQUIRED = object()
+MOST_LAYERS = 100_000  # beyond it a config.json is damaged, and its lists would not fit into memory
 ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
@@ -64,6 +65,14 @@ def value_of(config: Config, key: str, default: Any = REQUIRED) -> Any:
     return found
 
 
+def layer_count(config: Config, key: str) -> int:
+    """The number of layers at `key`; HubError where it is none."""
+    found = value_of(config, key)
+    if not isinstance(found, int) or not 1 <= found <= MOST_LAYERS:
+        raise HubError(f"config.json has {key} {found!r}, must be a whole number from 1 to {MOST_LAYERS}")
+    return found
+
+
 def get_path(model: Any, path: str) -> Any:
     """The field at a dotted path; HubError where the Model's choices do not have it."""
     try:
@@ -86,6 +95,11 @@ def same(key: str, path: str, default: Any = REQUIRED, kind: Callable = lambda v
         return None if found is None else kind(found)
 
     return Field(path, read, lambda model: {key: get_path(model, path)})
+
+
+def depth(key: str) -> Field:
+    """The number of layers."""
+    return Field("num_layers", lambda config: layer_count(config, key), lambda model: {key: model.num_layers})
 
 
 def derived(key: str, path: str, resolve: Callable[[Config], Any], property_path: str) -> Field:
@@ -188,7 +202,7 @@ def rope_scaling(scaling: Any) -> dict | None:
 
 def layer_types(config: Config, otherwise: Callable[[int], bool]) -> list[bool]:
     """Whether each layer has a window: as `layer_types` says, or `otherwise(index)`."""
-    count, kinds = value_of(config, "num_hidden_layers"), config.get("layer_types")
+    count, kinds = layer_count(config, "num_hidden_layers"), config.get("layer_types")
     if kinds is None:
         return [otherwise(index) for index in range(count)]
     if len(kinds) != count or set(kinds) - {"sliding_attention", "full_attention"}:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from model.config import Attention, FeedForward, LearnedPositions, Model, Norm
-from model.hub.family import Config, Family, Field, activation, derived, deviations, fixed, same, value_of
+from model.hub.family import Config, Family, Field, activation, depth, derived, deviations, fixed, same, value_of
 from model.hub.layout import conv1d, plain
 
 TENSORS = {
@@ -37,7 +37,7 @@ def read_scale(config: Config) -> float | None:
 
 FIELDS = (
     same("vocab_size", "vocab_size"),
-    same("n_layer", "num_layers"),
+    depth("n_layer"),
     same("n_embd", "embed_dim"),
     same("n_head", "attention.num_heads"),
     derived("n_inner", "feed_forward.hidden_dim", four_times("n_embd"), "feed_forward.hidden_dim"),

@@ -9,13 +9,14 @@ from model.hub.family import (
     Field,
     HubError,
     activation,
+    depth,
     derived,
     deviations,
     fixed,
+    layer_count,
     layers,
     same,
     shortest,
-    value_of,
 )
 from model.hub.gpt2 import four_times
 from model.hub.layout import linear, plain
@@ -42,11 +43,12 @@ BASE = Model(
 
 
 def read_pattern(config: Config) -> tuple[Layer, ...]:
-    types = config.get("attention_types") or [[["global", "local"], 12]]
-    kinds = [kind for entry, count in types for kind in entry * count]
-    count = value_of(config, "num_layers")
-    if len(kinds) != count or set(kinds) - {"global", "local"}:
-        raise HubError(f"config.json has attention_types of {len(kinds)} layers, must be {count} of global, local")
+    types, count = config.get("attention_types") or [[["global", "local"], 12]], layer_count(config, "num_layers")
+    if sum(len(entry) * times for entry, times in types) != count:
+        raise HubError(f"config.json has attention_types {types}, which are not the {count} of num_layers")
+    kinds = [kind for entry, times in types for kind in entry * times]
+    if set(kinds) - {"global", "local"}:
+        raise HubError(f"config.json has attention_types {types}, must be of global and local")
     window = config.get("window_size", 256)
     return shortest([Layer(window if kind == "local" else None) for kind in kinds])
 
@@ -59,7 +61,7 @@ def write_pattern(model: Model) -> dict:
 
 FIELDS = (
     same("vocab_size", "vocab_size"),
-    same("num_layers", "num_layers"),
+    depth("num_layers"),
     same("hidden_size", "embed_dim"),
     same("num_heads", "attention.num_heads"),
     derived("intermediate_size", "feed_forward.hidden_dim", four_times("hidden_size"), "feed_forward.hidden_dim"),

@@ -10,8 +10,10 @@ from model.hub.family import (
     Family,
     Field,
     activation,
+    depth,
     derived,
     deviations,
+    layer_count,
     layer_types,
     layers,
     rope_scaling,
@@ -44,7 +46,7 @@ TIED = {"lm_head.weight": "embed_tokens.weight"}
 
 SIZES = (
     same("vocab_size", "vocab_size"),
-    same("num_hidden_layers", "num_layers"),
+    depth("num_hidden_layers"),
     same("hidden_size", "embed_dim"),
     same("intermediate_size", "feed_forward.hidden_dim"),
     same("num_attention_heads", "attention.num_heads"),
@@ -84,11 +86,11 @@ def pattern(windows) -> Field:
 
 
 def no_windows(config: Config) -> list:
-    return [None] * value_of(config, "num_hidden_layers")
+    return [None] * layer_count(config, "num_hidden_layers")
 
 
 def mistral_windows(config: Config) -> list:
-    return [config.get("sliding_window", 4096)] * value_of(config, "num_hidden_layers")
+    return [config.get("sliding_window", 4096)] * layer_count(config, "num_hidden_layers")
 
 
 def qwen_windows(config: Config) -> list:

@@ -1,0 +1,104 @@
+"""A tiny config.json of every family, each of whose features is on."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from model.config import Model
+from model.hub.families import from_config
+from tests.model.small import declared, draw
+
+LLAMA = {
+    "vocab_size": 100,
+    "hidden_size": 16,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 6,
+    "intermediate_size": 24,
+    "max_position_embeddings": 64,
+}
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+BERT = {
+    "vocab_size": 100,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 24,
+    "max_position_embeddings": 12,
+    "id2label": {"0": "a", "1": "b", "2": "c"},
+}
+CONFIGS = {
+    "bert": {"model_type": "bert", "architectures": ["BertModel"], **BERT},
+    "bert_pretraining": {"model_type": "bert", "architectures": ["BertForPreTraining"], **BERT},
+    "bert_masked": {"model_type": "bert", "architectures": ["BertForMaskedLM"], "tie_word_embeddings": False, **BERT},
+    "bert_next": {"model_type": "bert", "architectures": ["BertForNextSentencePrediction"], **BERT},
+    "bert_spans": {"model_type": "bert", "architectures": ["BertForQuestionAnswering"], **BERT},
+    "bert_sequence": {"model_type": "bert", "architectures": ["BertForSequenceClassification"], **BERT},
+    "bert_tokens": {"model_type": "bert", "architectures": ["BertForTokenClassification"], **BERT},
+    "gpt2": {"model_type": "gpt2", "vocab_size": 100, "n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 12},
+    "gpt_neo": {
+        "model_type": "gpt_neo",
+        "vocab_size": 100,
+        "hidden_size": 16,
+        "num_layers": 3,
+        "num_heads": 4,
+        "attention_types": [[["global", "local"], 1], [["global"], 1]],
+        "window_size": 3,
+        "max_position_embeddings": 12,
+    },
+    "llama": {"model_type": "llama", **LLAMA, "rope_theta": 50.0, "rope_scaling": LLAMA3_ROPE},
+    "llama_biased": {
+        "model_type": "llama",
+        **LLAMA,
+        "attention_bias": True,
+        "mlp_bias": True,
+        "tie_word_embeddings": True,
+    },
+    "mistral": {"model_type": "mistral", **LLAMA, "sliding_window": 3},
+    "qwen2": {"model_type": "qwen2", **LLAMA, "use_sliding_window": True, "sliding_window": 3, "max_window_layers": 2},
+    "qwen3": {"model_type": "qwen3", **LLAMA, "tie_word_embeddings": True},
+    "gemma": {"model_type": "gemma", **LLAMA},
+    "gemma2": {
+        "model_type": "gemma2",
+        **LLAMA,
+        "sliding_window": 3,
+        "query_pre_attn_scalar": 11,
+        "attn_logit_softcapping": 1.5,
+        "final_logit_softcapping": 3.0,
+    },
+    "gemma3": {
+        "model_type": "gemma3_text",
+        **LLAMA,
+        "sliding_window": 3,
+        "sliding_window_pattern": 3,
+        "query_pre_attn_scalar": 11,
+        "rope_theta": 1000.0,
+        "rope_local_base_freq": 10.0,
+        "rope_scaling": {"rope_type": "linear", "factor": 2.0},
+    },
+}
+
+
+def model_of(name: str) -> Model:
+    return from_config(CONFIGS[name])
+
+
+def parameters(model: Model) -> dict:
+    """Drawn parameters, of whose stored vocabulary the rows that no published file has are zero."""
+    import jax
+
+    def cut(declaration, value):
+        value = np.array(value)
+        if "vocab" in declaration.axes:
+            axis = declaration.axes.index("vocab")
+            value[(slice(None),) * axis + (slice(model.vocab_size, None),)] = 0
+        return value
+
+    return jax.tree.map(cut, declared(model), draw(model))

@@ -1,0 +1,172 @@
+"""config.json both ways, for every family; what none can say is refused by name."""
+
+from dataclasses import replace
+
+import pytest
+
+from model.config import Layer, Llama3Scaling, NoPositions
+from model.hub.families import (
+    FAMILIES,
+    canonical,
+    canonical_names,
+    exported_name,
+    expressing,
+    family_of,
+    from_config,
+    places,
+    tensor_of,
+    to_config,
+)
+from model.hub.family import HubError
+from tests.model.hub.small import CONFIGS, model_of
+from tests.model.small import declared
+from train.hub.importer import by_path
+
+NAMES = list(CONFIGS)
+
+
+def paths(model) -> list[str]:
+    return list(by_path(declared(model)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_config_read_from_what_was_written_is_the_same(name):
+    model = model_of(name)
+    family, written = expressing(model, 64, paths(model))
+    assert family is family_of(CONFIGS[name])
+    assert written["architectures"] == CONFIGS[name].get("architectures", written["architectures"])
+    names = {tensor_of(family, path).name for path in paths(model)}
+    assert canonical(from_config(written, names)) == canonical(model)
+
+
+def test_every_family_is_tried():
+    assert {config["model_type"] for config in CONFIGS.values()} == set(FAMILIES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_parameter_has_its_tensors_and_no_two_layers_share_one(name):
+    model = model_of(name)
+    family = family_of(CONFIGS[name])
+    held = [(place.name, place.part) for path in paths(model) for place in places(family, model, path)]
+    assert len(held) == len(set(held))
+    exported = {exported_name(family, model, tensor) for tensor, _ in held}
+    assert set(canonical_names(family, exported)) == {tensor for tensor, _ in held}
+
+
+def test_layers_of_a_pattern_and_its_remainder_are_the_models_layers():
+    """Five layers in a pattern of three: one period, and two left over."""
+    model = model_of("gemma3")
+    assert [layer.window for layer in model.pattern] == [3, 3, None]
+    found = {path: [place.name for place in places(FAMILIES["gemma3_text"], model, path)] for path in paths(model)}
+    assert found["stack/2/attention/query/kernel"] == ["layers.2.self_attn.q_proj.weight"]
+    assert found["remainder/1/attention/query/kernel"] == ["layers.4.self_attn.q_proj.weight"]
+    assert found["stack/0/attention_post_norm/scale"] == ["layers.0.post_attention_layernorm.weight"]
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "said"),
+    [
+        ("llama", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
+        ("llama", {"hidden_act": "tanh"}, "tanh"),
+        ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ("llama", {"hidden_size": "wide"}, "llama"),
+        ("llama", {"num_hidden_layers": 10**12}, "num_hidden_layers"),
+        ("llama", {"rope_scaling": {"rope_type": "linear"}}, "factor"),
+        ("llama", {"quantization_config": {"bits": 4}}, "quantization_config"),
+        ("llama", {"num_key_value_heads": 3}, "num_kv_heads"),
+        ("llama", {"model_type": "mamba"}, "mamba"),
+        ("bert", {"position_embedding_type": "relative_key"}, "position_embedding_type"),
+        ("bert", {"is_decoder": True}, "is_decoder"),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
+        ("gpt_neo", {"attention_types": [[["global"], 10**9]]}, "attention_types"),
+        ("gemma", {"hidden_activation": "silu"}, "hidden_activation"),
+        ("gemma3", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ("gemma3", {"layer_types": ["full_attention"]}, "layer_types"),
+    ],
+)
+def test_what_is_not_implemented_is_refused_by_name(name, changes, said):
+    with pytest.raises(HubError, match=said):
+        from_config({**CONFIGS[name], **changes})
+
+
+@pytest.mark.parametrize("key", ["vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"])
+def test_a_size_that_is_missing_is_named(key):
+    with pytest.raises(HubError, match=key):
+        from_config({k: value for k, value in CONFIGS["llama"].items() if k != key})
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "field"),
+    [
+        ("llama", {"positions": NoPositions()}, "model.positions"),
+        ("llama", {"logit_soft_cap": 3.0}, "model.logit_soft_cap"),
+        ("llama", {"head_bias": True}, "head_bias"),
+        ("llama", {"pattern": (Layer(window=3), Layer(rotary_base=9.0))}, "model.pattern"),
+        ("mistral", {"pattern": (Layer(window=3), Layer())}, "model.pattern"),
+        ("gemma3", {"pattern": (Layer(3, 10.0, Llama3Scaling()), Layer(None, 99.0))}, "model.pattern"),
+        ("gpt2", {"tied_head": False}, "parameter head"),
+        ("bert_masked", {"head_transform": False}, "head_transform"),
+    ],
+)
+def test_what_a_family_cannot_express_is_named(name, change, field):
+    model = replace(model_of(name), **change)
+    with pytest.raises(HubError, match=field):
+        to_config(model, family_of(CONFIGS[name]), 64, paths(model))
+
+
+def test_two_classifiers_have_one_name_in_bert():
+    model = model_of("bert_sequence")
+    both = replace(model, heads=replace(model.heads, token_classes=4))
+    with pytest.raises(HubError, match="sequence_classes"):
+        to_config(both, FAMILIES["bert"], 12, paths(both))
+
+
+def test_what_only_training_reads_does_not_matter():
+    model = replace(model_of("llama"), dtype="bfloat16", remat="full", unroll=2, dropout=0.1)
+    assert expressing(model, 64, paths(model))[0].model_type == "llama"
+
+
+@pytest.mark.parametrize(
+    ("given", "heads"),
+    [
+        (["pooler.dense.weight"], {"pooler"}),
+        (["bert.pooler.dense.weight", "cls.seq_relationship.weight"], {"pooler", "next_sentence"}),
+        (["bert.embeddings.word_embeddings.weight"], set()),
+        (["qa_outputs.bias"], {"spans"}),
+        (["bert.pooler.dense.bias", "classifier.bias"], {"pooler", "sequence_classes"}),
+        (["classifier.bias"], {"token_classes"}),
+    ],
+)
+def test_names_of_tensors_tell_the_heads_of_bert(given, heads):
+    found = from_config(CONFIGS["bert"], given).heads
+    assert {name for name, value in vars(found).items() if value} == heads
+
+
+def test_old_names_prefixes_and_buffers():
+    given = ["bert.embeddings.LayerNorm.gamma", "embeddings.position_ids", "cls.predictions.transform.LayerNorm.beta"]
+    assert canonical_names(FAMILIES["bert"], given) == {
+        "embeddings.LayerNorm.weight": given[0],
+        "cls.predictions.transform.LayerNorm.bias": given[2],
+    }
+    gpt2 = canonical_names(
+        FAMILIES["gpt2"], ["transformer.h.0.attn.bias", "h.0.attn.masked_bias", "h.0.attn.c_attn.bias"]
+    )
+    assert list(gpt2) == ["h.0.attn.c_attn.bias"]
+    llama = canonical_names(FAMILIES["llama"], ["model.layers.0.self_attn.rotary_emb.inv_freq", "lm_head.weight"])
+    assert list(llama) == ["lm_head.weight"]
+    with pytest.raises(HubError, match="one and the same"):
+        canonical_names(FAMILIES["bert"], ["bert.pooler.dense.bias", "pooler.dense.bias"])
+
+
+def test_newer_files_say_rope_parameters():
+    old = CONFIGS["llama"]
+    new = {key: value for key, value in old.items() if not key.startswith("rope_")}
+    new["rope_parameters"] = {**old["rope_scaling"], "rope_theta": old["rope_theta"]}
+    assert from_config(new) == from_config(old)
+    old = CONFIGS["gemma3"]
+    new = {key: value for key, value in old.items() if not key.startswith("rope_")}
+    new["rope_parameters"] = {
+        "full_attention": {**old["rope_scaling"], "rope_theta": 1000.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 10.0},
+    }
+    assert from_config(new) == from_config(old)
