@@ -65,7 +65,7 @@ def match(
         raise DataError(f"The checkpoint cannot be read as {family.model_type}'s: {error}.") from error
     found = {name: tensors[given] for name, given in names.items()}
     expected = {place.name for held in wanted.values() for place in held}
-    clashes = resolve_aliases(family, found, expected)
+    clashes = resolve_aliases(family, found, expected) if model.language_head else []
     missing: dict[str, str] = {}  # name: path
     for path, declaration in by_path(declared).items():
         for place in wanted[path]:

@@ -26,17 +26,18 @@ from train.hub.tensors import ArrayTensor, Tensor
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 MAX_HEADER = 100_000_000  # bytes
+MAX_AXES, LARGEST = 16, 1 << 40  # axes of a tensor, and size of one
 DTYPES = {
-    "F64": np.dtype(np.float64),
-    "F32": np.dtype(np.float32),
-    "F16": np.dtype(np.float16),
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
     "BF16": np.dtype(jnp.bfloat16),
-    "I64": np.dtype(np.int64),
-    "I32": np.dtype(np.int32),
-    "I16": np.dtype(np.int16),
-    "I8": np.dtype(np.int8),
-    "U8": np.dtype(np.uint8),
-    "BOOL": np.dtype(np.bool_),
+    "I64": np.dtype("<i8"),
+    "I32": np.dtype("<i4"),
+    "I16": np.dtype("<i2"),
+    "I8": np.dtype("i1"),
+    "U8": np.dtype("u1"),
+    "BOOL": np.dtype("?"),
 }
 NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # dtypes an export may have
 ALIGNMENT = 8  # bytes: where a header ends
@@ -114,6 +115,8 @@ def entry_of(path: Path, name: str, fields) -> tuple[np.dtype, tuple[int, ...], 
         raise refused(path, f"{name} lacks its dtype, shape or two data_offsets") from error
     if not isinstance(shape, list) or not all(natural(number) for number in (*shape, begin, stop)):
         raise refused(path, f"{name} has shape {shape} and offsets {begin}, {stop}, must be whole numbers from 0")
+    if len(shape) > MAX_AXES or any(number > LARGEST for number in shape):
+        raise refused(path, f"{name} has shape {shape}, more than any tensor has")
     if code not in DTYPES:
         raise refused(path, f"{name} has dtype {code!r}, must be one of {', '.join(DTYPES)}")
     needed = math.prod(shape) * DTYPES[code].itemsize
@@ -123,7 +126,7 @@ def entry_of(path: Path, name: str, fields) -> tuple[np.dtype, tuple[int, ...], 
 
 
 def natural(number) -> bool:
-    return isinstance(number, int) and not isinstance(number, bool) and 0 <= number < 2**63
+    return isinstance(number, int) and not isinstance(number, bool) and number >= 0
 
 
 def read_directory(directory: Path) -> dict[str, Tensor]:
