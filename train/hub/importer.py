@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import jax
 import numpy as np
@@ -34,6 +35,7 @@ class Matched:
     unused: list[str]  # tensors of heads that the Model does not have
 
 
+@cache
 def declared(model: Model) -> dict:
     """The declarations of a Model's parameters; allocates nothing."""
     shapes = jax.eval_shape(lambda key: initialise(Transformer(model), key), jax.random.key(0))
@@ -82,7 +84,7 @@ def match(
     extra = set(found) - expected
     unused = sorted(names[name] for name in extra if of_heads(family, name))
     unexpected = sorted(names[name] for name in extra if not of_heads(family, name))
-    refuse(family, refused, unexpected, clashes, heads=bool(lacking))
+    refuse(family, refused, unexpected, clashes, heads=any(is_head(missing[name]) for name in refused))
     sources = {
         path: [(place, found[place.name]) for place in held] for path, held in wanted.items() if path not in lacking
     }
@@ -112,11 +114,7 @@ def refuse(family: Family, missing: list[str], unexpected: list[str], clashes: l
         if names
     ]
     if parts:
-        fix = (
-            "; heads that the checkpoint lacks are made new with --initialise_missing_heads"
-            if missing and heads
-            else ""
-        )
+        fix = "; heads that the source lacks are made new with --initialise_missing_heads" if heads else ""
         raise DataError(
             f"The tensors do not fit the {family.model_type} model of the config.json: {'; '.join(parts)}{fix}."
         )
