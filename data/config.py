@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from data.schema import BELOW_ONE, COUNT, NOT_NEGATIVE, POSITIVE, Rule, one_of, refusals
+from data.schema import BELOW_ONE, COUNT, NOT_NEGATIVE, POSITIVE, SHARE, Rule, one_of, refusals
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,23 @@ class BpeTokenizer:
 
 
 @dataclass(frozen=True)
+class WordPieceTokenizer:
+    """BERT's tokenizer (Devlin et al. 2018), its pieces trained on the training documents."""
+
+    name: str = "wordpiece"
+    vocab_size: int = 4096  # [PAD] [UNK] [CLS] [SEP] [MASK] + characters + pieces
+    lowercase: bool = True  # and without accents
+    max_characters: int = 1000  # the most frequent ones that pieces are made of; the words of others are [UNK]
+
+
+@dataclass(frozen=True)
 class FileTokenizer:
-    """Any tokenizer.json."""
+    """Any tokenizer.json, or the vocab.txt of a BERT."""
 
     name: str = "file"
     path: str = ""
     end_of_text: str | None = None  # the token that begins a document; None: found by its usual names
+    lowercase: bool | None = None  # BERT's rules only. A vocab.txt does not say; None: as tokenizer.json does
 
 
 @dataclass(frozen=True)
@@ -73,10 +84,27 @@ class CausalObjective:
 
 
 @dataclass(frozen=True)
+class MaskedObjective:
+    """Predict masked tokens and, if asked, whether one sentence follows another (Devlin et al. 2018, section 3.1)."""
+
+    name: str = "masked"
+    rate: float = 0.15  # of a row's tokens, special ones counted, that are to be predicted
+    max_predictions: int = 20  # a row at the most; BERT takes 20 for rows of 128, 77 for 512
+    keep_share: float = 0.1  # of the predictions whose token stays what it is
+    random_share: float = 0.1  # of those whose token becomes any of the vocabulary; the others are masked
+    whole_word: bool = False  # all tokens of a word are predicted, or none
+    next_sentence: bool = False  # rows are pairs of sentences, half of them not neighbours
+    short_rate: float = 0.1  # of the documents whose pairs are cut to a random length
+    # Sets of masks (and pairs) that are drawn once, BERT's dupe_factor: the epochs take them in turn; with
+    # next_sentence one epoch holds them all. None: new masks every epoch (Liu et al. 2019).
+    copies: int | None = 10
+
+
+@dataclass(frozen=True)
 class Data:
     source: TextSource | JsonlSource | TfdsSource = TfdsSource()
-    tokenizer: BpeTokenizer | FileTokenizer | ByteTokenizer = BpeTokenizer()
-    objective: CausalObjective = CausalObjective()
+    tokenizer: BpeTokenizer | WordPieceTokenizer | FileTokenizer | ByteTokenizer = BpeTokenizer()
+    objective: CausalObjective | MaskedObjective = CausalObjective()
     length: int = 256  # tokens a row
     packing: str = "concat"  # concat (concatenate, then split), unpacked (documents apart, padded)
     shuffle: bool = True  # a new permutation of the rows each epoch, from train.seed
@@ -88,14 +116,21 @@ class Data:
 
 PACKINGS = ("concat", "unpacked")
 DOCUMENTS = ("file", "paragraph", "line")
-OBJECTIVES = ("causal",)
 SMALLEST_BPE = 257  # 256 bytes and the end of text; also the vocabulary of raw bytes
+SPECIAL_PIECES = 5  # [PAD] [UNK] [CLS] [SEP] [MASK]
+SHORTEST_PAIR = 5  # [CLS] A [SEP] B [SEP]
 
 RULES = {
     "source.document": one_of(*DOCUMENTS),
     "source.validation_fraction": BELOW_ONE,
     "tokenizer.vocab_size": Rule(lambda size: size >= SMALLEST_BPE, f"at least {SMALLEST_BPE}"),
-    "objective.name": one_of(*OBJECTIVES),
+    "tokenizer.max_characters": COUNT,
+    "objective.rate": Rule(lambda rate: 0 < rate <= 1, "above 0 and at most 1"),
+    "objective.max_predictions": COUNT,
+    "objective.keep_share": SHARE,
+    "objective.random_share": SHARE,
+    "objective.short_rate": SHARE,
+    "objective.copies": COUNT,
     "length": COUNT,
     "packing": one_of(*PACKINGS),
     "cache_dir": Rule(bool, "a directory"),
@@ -106,7 +141,42 @@ RULES = {
 
 def check(config: Data) -> list[tuple[str, str]]:
     """What no field's type can refuse, as (key below `data`, clash) pairs; empty when sound."""
-    return refusals(config, RULES)
+    return refusals(config, RULES) or _check_tokenizer(config) + _check_masked(config)
+
+
+def _check_tokenizer(config: Data) -> list[tuple[str, str]]:
+    tokenizer = config.tokenizer
+    if isinstance(tokenizer, WordPieceTokenizer):
+        # A character is a piece twice: where a word begins, and inside one.
+        smallest = SPECIAL_PIECES + 2 * tokenizer.max_characters
+        if tokenizer.vocab_size < smallest:
+            clash = f"is {tokenizer.vocab_size}, but {tokenizer.max_characters} characters take up to {smallest} pieces"
+            return [("tokenizer.vocab_size", f"{clash}; raise it or lower data.tokenizer.max_characters")]
+    if isinstance(tokenizer, FileTokenizer) and tokenizer.path.endswith(".txt") and tokenizer.lowercase is None:
+        return [
+            ("tokenizer.lowercase", "is null, but a vocab.txt does not say whether text is lower-cased: true or false")
+        ]
+    return []
+
+
+def _check_masked(config: Data) -> list[tuple[str, str]]:
+    objective, length, problems = config.objective, config.length, []
+    if not isinstance(objective, MaskedObjective):
+        return problems
+    if isinstance(config.tokenizer, BpeTokenizer | ByteTokenizer):
+        clash = (
+            f"is masked, but tokenizer {config.tokenizer.name} has no mask token; take data.tokenizer.name=wordpiece"
+        )
+        problems.append(("objective.name", clash))
+    if objective.keep_share + objective.random_share > 1:
+        clash = f"is {objective.random_share:g}, which with keep_share {objective.keep_share:g} is more than 1"
+        problems.append(("objective.random_share", clash))
+    if objective.max_predictions > length:
+        clash = f"is {objective.max_predictions}, more than the {length} tokens of a row (data.length)"
+        problems.append(("objective.max_predictions", clash))
+    if objective.next_sentence and length < SHORTEST_PAIR:
+        problems.append(("length", f"is {length}, too short for [CLS] A [SEP] B [SEP]; at least {SHORTEST_PAIR}"))
+    return problems
 
 
 def missing_inputs(config: Data) -> list[tuple[str, str]]:

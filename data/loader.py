@@ -31,8 +31,9 @@ class Loader:
     def batch(self, step: int, start: int = 0, stop: int | None = None) -> Batch:
         """Rows start..stop, by default all, of the global batch of `step`: [stop - start, length] each."""
         stop = self.batch_size if stop is None else stop
-        first = step * self.batch_size
-        return self.rows.rows(self._rows(first + start, first + stop))
+        first, last = step * self.batch_size + start, step * self.batch_size + stop
+        epochs = np.array([index // len(self.rows) for index in range(first, last)], dtype=np.int64)
+        return self.rows.rows(self._rows(first, last), stop - start, epochs)
 
     def row_index(self, index: int) -> tuple[int, int]:
         """(epoch, row) of the `index`-th row of the stream."""

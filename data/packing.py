@@ -58,8 +58,13 @@ class Rows:
         """
         return {key: value[0] for key, value in self.rows([index]).items()}
 
-    def rows(self, indices: Sequence[int] | np.ndarray, count: int | None = None) -> dict[str, np.ndarray]:
-        """The rows `indices`, then padding up to `count` rows, [count, length] each."""
+    def describe(self) -> str:
+        return f"{len(self):,} rows, {self.num_targets:,} targets, {self.dropped} tokens dropped"
+
+    def rows(
+        self, indices: Sequence[int] | np.ndarray, count: int | None = None, epochs: np.ndarray | None = None
+    ) -> dict[str, np.ndarray]:
+        """The rows `indices`, then padding up to `count` rows, [count, length] each; the same in all `epochs`."""
         count = len(indices) if count is None else count
         # One allocation, since the allocator hands back five large ones to the system after each batch.
         memory = np.empty((len(DTYPES), count, self.length), dtype=np.int32)
@@ -71,6 +76,14 @@ class Rows:
         for value in batch.values():
             value[len(indices) :] = 0
         return batch
+
+    def marked(self, name: str, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """bool [rows, length]: the store's mark of each token of the rows `indices`; false in padding."""
+        found = np.zeros((len(indices), self.length), bool)
+        for place, index in enumerate(indices):
+            start, stop = self._span(int(index))
+            found[place, : stop - start] = self.store.marked(name, start, stop)
+        return found
 
     def _fill(self, index: int, row: dict[str, np.ndarray]):
         start, stop = self._span(index)

@@ -38,7 +38,12 @@ def _feistel(values: np.ndarray, keys: np.ndarray, width: np.uint64, height: np.
 
 
 def _mix(values: np.ndarray) -> np.ndarray:
-    """SplitMix64's finalizer (Steele, Lea and Flood 2014), cut to 62 bits lest a sum with a digit wrap."""
+    """62 bits of each, lest a sum with a digit wrap."""
+    return mix(values) >> np.uint64(2)
+
+
+def mix(values: np.ndarray) -> np.ndarray:
+    """SplitMix64's finalizer (Steele, Lea and Flood 2014), uint64 of uint64."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return (values ^ (values >> np.uint64(31))) >> np.uint64(2)
+    return values ^ (values >> np.uint64(31))

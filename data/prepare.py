@@ -21,6 +21,7 @@ from data.cli import Parser, run_command
 from data.config import Data, FileTokenizer, check, missing_inputs
 from data.errors import ConfigError, DataError
 from data.files import canonical_json, locked
+from data.objectives import check_tokenizer, marks_of
 from data.schema import to_plain
 from data.settings import load
 from data.store import Store
@@ -64,7 +65,7 @@ def prepare(config: Data, vocab_size: int | None = None) -> Prepared:
     if prepared is None:
         reader.check()
         if vocab_size is not None and isinstance(config.tokenizer, FileTokenizer):
-            _check_tokenizer(config.tokenizer, vocab_size)
+            _check_tokenizer(config, vocab_size)
         waiting = f"prepare: waiting for another process that prepares {directory}"
         with locked(directory.parent / f".{directory.name}.lock", waiting):
             prepared = _opened(directory, identity, reader.has_validation())
@@ -79,17 +80,22 @@ def prepare(config: Data, vocab_size: int | None = None) -> Prepared:
     return prepared
 
 
-def _check_tokenizer(config: FileTokenizer, vocab_size: int):
-    needed = tokenizer.build(config, ()).text_vocab_size
+def _check_tokenizer(config: Data, vocab_size: int):
+    made = tokenizer.build(config.tokenizer, ())
+    check_tokenizer(config, made, vocab_size)
+    needed = made.text_vocab_size
     if needed > vocab_size:
         raise DataError(
-            f"The tokenizer {config.path} gives ids up to {needed - 1}, but model.vocab_size is {vocab_size}. Set "
-            f"model.vocab_size to at least {needed}, or choose a smaller tokenizer."
+            f"The tokenizer {config.tokenizer.path} gives ids up to {needed - 1}, but model.vocab_size is "
+            f"{vocab_size}. Set model.vocab_size to at least {needed}, or choose a smaller tokenizer."
         )
 
 
 def _identity(config: Data) -> dict:
-    """What must be equal for a prepared store to be the one that `config` describes today."""
+    """What must be equal for a prepared store to be the one that `config` describes today.
+
+    Which marks it holds is part of its name.
+    """
     settings = config.tokenizer
     loaded = tokenizer.build(settings, ()).fingerprint if isinstance(settings, FileTokenizer) else None
     return {
@@ -99,7 +105,7 @@ def _identity(config: Data) -> dict:
 
 
 def _name(config: Data) -> str:
-    settings = [store.VERSION, to_plain(config.source), to_plain(config.tokenizer)]
+    settings = [store.VERSION, to_plain(config.source), to_plain(config.tokenizer), *marks_of(config.objective)]
     return hashlib.sha256(canonical_json(settings)).hexdigest()[:HASH_DIGITS]
 
 
@@ -125,7 +131,8 @@ def _build(directory: Path, config: Data, reader: sources.Reader, identity: dict
     _say(f"a vocabulary of {made.vocab_size:,} after {time.monotonic() - started:.1f} s")
     for split in SPLITS if reader.has_validation() else SPLITS[:1]:
         about = {"identity": identity, "source": to_plain(config.source), "split": split}
-        store.write(directory / split, reader.documents(split), made, about=about)
+        wanted = marks_of(config.objective)
+        store.write(directory / split, reader.documents(split), made, about=about, marks=wanted)
         header = Store(directory / split).header
         _say(
             f"{split}: {header['num_documents']:,} documents, {header['num_tokens']:,} tokens, "

@@ -5,6 +5,7 @@ A store is a directory:
     header.json        counts, widths, the digest of every other file; written last
     tokens-00000.bin   little-endian ids of all documents, one after the other, SHARD_TOKENS a file
     documents.bin      little-endian uint64: the offset in tokens at which each document starts
+    words.bin, sentences.bin   where they were asked for: a bit a token, whether it begins one (data.marks)
     tokenizer.json     what made the ids
 
 A stored document is `<end of text> t1 ... tn`, n >= 1. Boundaries are recorded, never guessed from ids. A
@@ -23,9 +24,11 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
+from data import marks as mark_files
 from data.errors import DataError
 from data.files import canonical_json, sha256_file, storage_errors, sync, write_durably
 from data.tokenizer import Tokenizer, load
@@ -36,7 +39,12 @@ SHARD_TOKENS = 1 << 28  # a constant of the format: the fingerprint is taken of 
 BATCH_CHARACTERS = 1 << 21  # text handed to the tokenizer at a time
 WIDTHS = ("uint8", "uint16", "uint32")
 
-Encoded = tuple[list[np.ndarray], int, int]  # ids of some documents, their UTF-8 bytes, documents left out
+
+class Encoded(NamedTuple):
+    documents: list[np.ndarray]  # ids
+    marks: dict[str, list[np.ndarray]]  # by name, of each document's ids
+    text_bytes: int  # of UTF-8
+    left_out: int  # documents without a token
 
 
 def width(vocab_size: int) -> str:
@@ -44,16 +52,24 @@ def width(vocab_size: int) -> str:
     return next(name for name in WIDTHS if vocab_size - 1 <= np.iinfo(name).max)
 
 
-def write(directory: str | os.PathLike, documents: Iterable[str], tokenizer: Tokenizer, *, about: dict):
+def write(
+    directory: str | os.PathLike,
+    documents: Iterable[str],
+    tokenizer: Tokenizer,
+    *,
+    about: dict,
+    marks: tuple[str, ...] = (),
+):
     """Tokenizes `documents` on all cores into a new store at `directory`, whole or not at all.
 
     An older store there is replaced once the new one is whole. Documents without a token hold nothing to
-    learn: they are left out and counted in the header. `about` is kept in the header as it is.
+    learn: they are left out and counted in the header. `about` is kept in the header as it is, `marks` names
+    those of `data.marks` that the store shall hold.
 
     Raises DataError when there is no document, StorageError when the disk refuses.
     """
     directory = Path(directory)
-    encoded = _encode(documents, tokenizer)
+    encoded = _encode(documents, tokenizer, marks)
     first = next(encoded, None)
     if first is None:
         raise DataError("No document to store: the source is empty. Check data.source.")
@@ -76,7 +92,7 @@ def write(directory: str | os.PathLike, documents: Iterable[str], tokenizer: Tok
         os.close(handle)
 
 
-def _encode(documents: Iterable[str], tokenizer: Tokenizer) -> Iterator[Encoded]:
+def _encode(documents: Iterable[str], tokenizer: Tokenizer, marks: tuple[str, ...]) -> Iterator[Encoded]:
     """Documents in batches, the next one encoded while its reader writes the last."""
 
     def batches():
@@ -91,9 +107,14 @@ def _encode(documents: Iterable[str], tokenizer: Tokenizer) -> Iterator[Encoded]
             yield texts
 
     def encode(texts):
-        encoded = zip(texts, tokenizer.encode_batch(texts), strict=True)
-        kept = [(ids, len(text.encode())) for text, ids in encoded if ids.size]
-        return [ids for ids, _ in kept], sum(size for _, size in kept), len(texts) - len(kept)
+        if marks:
+            ids, offsets = zip(*tokenizer.encode_batch_with_offsets(texts), strict=True)
+        else:
+            ids, offsets = tokenizer.encode_batch(texts), [None] * len(texts)
+        kept = [part for part in zip(texts, ids, offsets, strict=True) if part[1].size]
+        found = {name: [mark_files.MARKS[name](text, places) for text, _, places in kept] for name in marks}
+        size = sum(len(text.encode()) for text, _, _ in kept)
+        return Encoded([ids for _, ids, _ in kept], found, size, len(texts) - len(kept))
 
     with ThreadPoolExecutor(1) as pool:
         pending = batches()
@@ -132,15 +153,15 @@ class _Shards:
 
 def _fill(directory: Path, first: Encoded, encoded: Iterator[Encoded], tokenizer: Tokenizer, about: dict):
     """Writes every file of a store into `directory`, the header last."""
-    shards = _Shards(directory, np.dtype(width(tokenizer.vocab_size)).newbyteorder("<"))
+    shards, marks = _Shards(directory, np.dtype(width(tokenizer.vocab_size)).newbyteorder("<")), sorted(first.marks)
     try:
-        counts = _write_documents(directory, shards, chain([first], encoded), tokenizer.end_of_text)
+        counts = _write_documents(directory, shards, chain([first], encoded), tokenizer.end_of_text, marks)
     finally:
         shards.close()
     if not counts["num_documents"]:
         raise DataError(f"No document to store: all {counts['empty_documents']} of them are empty. Check data.source.")
     tokenizer.save(directory / "tokenizer.json")
-    names = [*shards.files, "documents.bin", "tokenizer.json"]
+    names = [*shards.files, "documents.bin", *map(mark_files.file_name, marks), "tokenizer.json"]
     files = {
         name: {"bytes": (directory / name).stat().st_size, "sha256": digest}
         for name, digest in zip(names, _digests(directory, names), strict=True)
@@ -152,6 +173,7 @@ def _fill(directory: Path, first: Encoded, encoded: Iterator[Encoded], tokenizer
         "shard_tokens": SHARD_TOKENS,
         "num_tokens": shards.total,
         **counts,
+        **({"marks": marks} if marks else {}),
         "end_of_text": tokenizer.end_of_text,
         "end_of_text_token": tokenizer.end_of_text_token,
         "vocab_size": tokenizer.vocab_size,
@@ -163,29 +185,33 @@ def _fill(directory: Path, first: Encoded, encoded: Iterator[Encoded], tokenizer
     write_durably(directory / "header.json", _header_bytes(header))
 
 
-def _write_documents(directory: Path, shards: _Shards, encoded: Iterable[Encoded], end_of_text: int) -> dict[str, int]:
-    """Writes ids and boundaries; what the header says of the documents."""
+def _write_documents(
+    directory: Path, shards: _Shards, encoded: Iterable[Encoded], end_of_text: int, marks: list[str]
+) -> dict[str, int]:
+    """Writes ids, boundaries and marks; what the header says of the documents."""
     end = np.array([end_of_text], dtype=np.uint32)
     counts = {"num_documents": 0, "text_bytes": 0, "empty_documents": 0, "max_token": end_of_text}
-    with open(directory / "documents.bin", "wb") as boundaries:
-        for documents, text_bytes, empty in encoded:
-            lengths = np.array([ids.size + 1 for ids in documents], dtype=np.uint64)
+    with open(directory / "documents.bin", "wb") as boundaries, mark_files.writers(directory, marks) as writers:
+        for part in encoded:
+            lengths = np.array([ids.size + 1 for ids in part.documents], dtype=np.uint64)
             starts = np.uint64(shards.total) + np.cumsum(lengths) - lengths
             boundaries.write(starts.astype("<u8").data)
-            if documents:
-                ids = np.concatenate([part for ids in documents for part in (end, ids)])
+            if part.documents:
+                ids = np.concatenate([piece for ids in part.documents for piece in (end, ids)])
                 shards.append(ids)
                 counts["max_token"] = max(counts["max_token"], int(ids.max()))
-            counts["num_documents"] += len(documents)
-            counts["text_bytes"] += text_bytes
-            counts["empty_documents"] += empty
+            for writer in writers:
+                writer.append(part.marks[writer.name])
+            counts["num_documents"] += len(part.documents)
+            counts["text_bytes"] += part.text_bytes
+            counts["empty_documents"] += part.left_out
         boundaries.flush()
         os.fsync(boundaries.fileno())
     return counts
 
 
 def _fingerprint(files: dict, tokenizer_fingerprint: str) -> str:
-    """SHA-256 of tokens, boundaries and tokenizer; the same wherever and whenever the store is built."""
+    """SHA-256 of tokens, boundaries, marks and tokenizer; the same wherever and whenever the store is built."""
     digests = [record["sha256"] for name, record in sorted(files.items()) if name.endswith(".bin")]
     return hashlib.sha256(canonical_json([VERSION, digests, tokenizer_fingerprint])).hexdigest()
 
@@ -233,7 +259,8 @@ class Store:
     Attributes:
       directory: where it lies.    header: what header.json says.
       num_tokens, num_documents, text_bytes, max_token, end_of_text: Python integers.
-      fingerprint: hexadecimal SHA-256 of tokens, boundaries and tokenizer.
+      marks: the names of those it holds.
+      fingerprint: hexadecimal SHA-256 of tokens, boundaries, marks and tokenizer.
       document_starts: uint64 [num_documents], memory-mapped: the offset of each document's end of text.
     """
 
@@ -255,6 +282,8 @@ class Store:
         # All of them now: files opened later could be those of a store that replaced this one.
         count = -(-self.num_tokens // self._shard_tokens)
         self._shards = [self._map(f"tokens-{index:05d}.bin", self.dtype) for index in range(count)]
+        self.marks: tuple[str, ...] = tuple(self.header.get("marks", ()))  # stores had none before there were any
+        self._marks = {name: self._map(mark_files.file_name(name), np.dtype("u1")) for name in self.marks}
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -282,6 +311,10 @@ class Store:
             parts.append(self._shards[index][offset : offset + stop - start])
             start += parts[-1].size
         return np.concatenate(parts)
+
+    def marked(self, name: str, start: int, stop: int) -> np.ndarray:
+        """bool [stop - start]: whether each token of the stream begins a word, or a sentence."""
+        return mark_files.read(self._marks[name], start, stop)
 
     def bounds(self, index: int) -> tuple[int, int]:
         """Offsets in tokens at which a document starts and ends."""

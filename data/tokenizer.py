@@ -1,8 +1,9 @@
-"""Text to ids and back: byte-level BPE trained here, any tokenizer.json, or the raw bytes.
+"""Text to ids and back: byte-level BPE or WordPiece trained here, any tokenizer.json, or the raw bytes.
 
 Every tokenizer is held as the content of a tokenizer.json, so that one digest covers it and one file
 carries it. Text never becomes a special token: what spells `<|endoftext|>` in a document is
-encoded as ordinary text, and the end of text is put between documents by the token store alone.
+encoded as ordinary text, and the end of text is put between documents by the token store alone. An
+encoder's tokenizer, one with a mask token, has the token that begins its inputs, [CLS], in that place.
 """
 
 from __future__ import annotations
@@ -11,14 +12,15 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from data.config import SMALLEST_BPE, BpeTokenizer, ByteTokenizer, FileTokenizer
+from data import wordpiece
+from data.config import SMALLEST_BPE, BpeTokenizer, ByteTokenizer, FileTokenizer, WordPieceTokenizer
 from data.errors import ConfigError, DataError
 from data.files import canonical_json, storage_errors, write_durably
 
@@ -27,6 +29,8 @@ PIECE = 1 << 16  # characters; longer texts are encoded in parts where that chan
 GROUP = 1 << 21  # characters encoded at a time
 BORDER = re.compile(r"\S(?=\n)")  # no pre-token of GPT-2 holds text and then space
 END_OF_TEXT_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "<|eos|>")
+CLS_NAMES, SEP_NAMES = (wordpiece.CLS, "<s>"), (wordpiece.SEP, "</s>")  # BERT's and RoBERTa's
+MASK_NAMES, PAD_NAMES = (wordpiece.MASK, "<mask>"), (wordpiece.PAD, "<pad>")
 
 
 class Tokenizer:
@@ -36,6 +40,7 @@ class Tokenizer:
       vocab_size: largest id + 1.
       end_of_text: the id that begins every stored document.
       end_of_text_token: how that id is spelt in the tokenizer.json.
+      cls, sep, mask, pad: the ids of an encoder's special tokens; None where the vocabulary lacks one.
       fingerprint: hexadecimal SHA-256 of everything that decides an id.
     """
 
@@ -48,6 +53,10 @@ class Tokenizer:
         self.vocab_size: int = max(vocabulary.values()) + 1
         self.end_of_text_token = end_of_text_token
         self.end_of_text: int = vocabulary[end_of_text_token]
+        self.cls, self.sep, self.mask, self.pad = (
+            next((vocabulary[name] for name in names if name in vocabulary), None)
+            for names in (CLS_NAMES, SEP_NAMES, MASK_NAMES, PAD_NAMES)
+        )
         self._content = {
             **content,
             **{"truncation": None, "padding": None, "post_processor": None},
@@ -67,17 +76,47 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """One uint32 array of ids for each text, made on all cores."""
-        pieces = [(index, piece) for index, text in enumerate(texts) for piece in self._pieces(text)]
         ids: list[list[np.ndarray]] = [[] for _ in texts]
+        for index, _, encoding in self._encodings(texts, self._tokenizer.encode_batch_fast):
+            ids[index].append(np.array(encoding.ids, dtype=np.uint32))
+        return [joined(parts) for parts in ids]
+
+    def encode_batch_with_offsets(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """(the ids that `encode_batch` gives, int64 [ids, 2]: the characters of the text each is from and up to)."""
+        ids: list[list[np.ndarray]] = [[] for _ in texts]
+        offsets: list[list[np.ndarray]] = [[] for _ in texts]
+        for index, start, encoding in self._encodings(texts, self._tokenizer.encode_batch):
+            ids[index].append(np.array(encoding.ids, dtype=np.uint32))
+            offsets[index].append(np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2) + start)
+        return [(joined(parts), joined(places)) for parts, places in zip(ids, offsets, strict=True)]
+
+    def _encodings(self, texts: Sequence[str], encode: Callable) -> Iterator[tuple[int, int, tokenizers.Encoding]]:
+        """(index of a text, where in it a piece starts, the piece's encoding), piece after piece."""
+        pieces = [(index, *piece) for index, text in enumerate(texts) for piece in self._pieces(text)]
         for group in _groups(pieces):
-            encodings = self._tokenizer.encode_batch_fast([piece for _, piece in group], add_special_tokens=False)
-            for (index, _), encoding in zip(group, encodings, strict=True):
-                ids[index].append(np.array(encoding.ids, dtype=np.uint32))
-        return [parts[0] if len(parts) == 1 else np.concatenate(parts) for parts in ids]
+            encodings = encode([piece for _, _, piece in group], add_special_tokens=False)
+            for (index, start, _), encoding in zip(group, encodings, strict=True):
+                yield index, start, encoding
 
     def encode(self, text: str) -> list[int]:
         """The ids of `text`, without an end of text."""
         return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def encode_with_masks(self, text: str) -> list[int]:
+        """The ids of `text`, in which what spells the mask token is that token; ValueError where there is none."""
+        if self.mask is None:
+            raise ValueError("this tokenizer has no mask token")
+        name = self.name_of(self.mask)
+        entry = next((entry for entry in self._content["added_tokens"] if entry["content"] == name), {})
+        before, after = (r"\s*" if entry.get(side) else "" for side in ("lstrip", "rstrip"))
+        ids: list[int] = []
+        for part in re.split(f"{before}{re.escape(name)}{after}", text):
+            ids += [self.mask, *self.encode(part)]
+        return ids[1:]
+
+    def name_of(self, index: int) -> str:
+        """How an id is spelt in the vocabulary; empty where it has no such id."""
+        return self._tokenizer.id_to_token(index) or ""
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; special tokens, and ids that the vocabulary lacks, are left out."""
@@ -88,16 +127,20 @@ class Tokenizer:
         with storage_errors(path):
             write_durably(Path(path), json.dumps(self._content, ensure_ascii=False, indent=1).encode())
 
-    def _pieces(self, text: str) -> Iterator[str]:
-        """`text` in parts whose ids, one after the other, are its own: for all cores, in bounded memory."""
+    def _pieces(self, text: str) -> Iterator[tuple[int, str]]:
+        """(start, part) for parts of `text` whose ids in order are its own: for all cores, in bounded memory."""
         start = 0
         while self._divisible and len(text) - start > 2 * PIECE:
             border = BORDER.search(text, start + PIECE)
             if border is None:
                 break
-            yield text[start : border.end()]
+            yield start, text[start : border.end()]
             start = border.end()
-        yield text[start:]
+        yield start, text[start:]
+
+
+def joined(parts: list[np.ndarray]) -> np.ndarray:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _with_special(added: list[dict], token: str, index: int) -> list[dict]:
@@ -112,22 +155,21 @@ def _with_special(added: list[dict], token: str, index: int) -> list[dict]:
 
 
 def _divisible(content: dict) -> bool:
-    """Whether ids are those of GPT-2's pre-tokens, none of which reaches across a BORDER."""
-    splitter = content.get("pre_tokenizer") or {}
-    return (
-        content.get("normalizer") is None
-        and (splitter.get("type"), splitter.get("use_regex")) == ("ByteLevel", True)
-        and not splitter.get("add_prefix_space")
-        and all(entry["special"] for entry in content["added_tokens"])
+    """Whether ids are those of GPT-2's pre-tokens, or of BERT's words, none of which reaches across a BORDER."""
+    normalizer, splitter = content.get("normalizer") or {}, content.get("pre_tokenizer") or {}
+    gpt2 = not normalizer and (splitter.get("type"), splitter.get("use_regex")) == ("ByteLevel", True)
+    bert = (normalizer.get("type"), splitter.get("type")) == ("BertNormalizer", "BertPreTokenizer")
+    return (bert or (gpt2 and not splitter.get("add_prefix_space"))) and all(
+        entry["special"] for entry in content["added_tokens"]
     )
 
 
-def _groups(pieces: list[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
+def _groups(pieces: list[tuple[int, int, str]]) -> Iterator[list[tuple[int, int, str]]]:
     """Pieces in order, some at a time: the library's encodings take hundreds of bytes a token."""
     group, characters = [], 0
     for piece in pieces:
         group.append(piece)
-        characters += len(piece[1])
+        characters += len(piece[2])
         if characters >= GROUP:
             yield group
             group, characters = [], 0
@@ -177,23 +219,31 @@ def _byte_vocabulary() -> dict[str, int]:
     return {characters[byte]: byte for byte in range(256)}
 
 
-def load(path: str | os.PathLike, end_of_text: str | None = None) -> Tokenizer:
-    """Reads any tokenizer.json.
+def train_wordpiece(documents: Iterable[str], config: WordPieceTokenizer) -> Tokenizer:
+    """BERT's tokenizer with pieces of its own; documents begin with [CLS]."""
+    made = wordpiece.train(documents, config.vocab_size, config.lowercase, config.max_characters)
+    return Tokenizer(made, wordpiece.CLS)
 
-    `end_of_text` is the token that begins a document; None: found by its usual names. Raises DataError when
-    the file is not a tokenizer, or has no such token.
+
+def load(path: str | os.PathLike, end_of_text: str | None = None, lowercase: bool | None = None) -> Tokenizer:
+    """Reads any tokenizer.json, or the vocab.txt of a BERT.
+
+    `end_of_text` is the token that begins a document; None: found by its usual names. `lowercase` is asked for
+    by a vocab.txt, and takes the place of what a tokenizer.json of BERT's rules says. Raises DataError when the
+    file is not a tokenizer, or has no such token; ConfigError when `lowercase` is missing or has no meaning.
     """
-    try:
-        content = json.loads(Path(path).read_bytes())
-        vocabulary = tokenizers.Tokenizer.from_str(json.dumps(content)).get_vocab(with_added_tokens=True)
-    except OSError as error:
-        raise DataError(f"The tokenizer {path} cannot be read: {error.strerror}. Check data.tokenizer.path.") from error
-    except Exception as error:  # the library raises Exception itself for a file that it does not know
-        raise DataError(
-            f"The tokenizer {path} is not a tokenizer.json that the tokenizers library reads: {error}. "
-            "Save it with `save_pretrained` of a fast tokenizer, or choose another file."
-        ) from error
-    names = END_OF_TEXT_NAMES if end_of_text is None else (end_of_text,)
+    if str(path).endswith(".txt"):
+        if lowercase is None:
+            raise ConfigError(f"{path} does not say whether text is lower-cased; set data.tokenizer.lowercase.")
+        content = wordpiece.content(wordpiece.read_vocabulary(Path(path)), lowercase)
+    else:
+        content = _read(path)
+        if lowercase is not None:
+            content = _cased(path, content, lowercase)
+    vocabulary = tokenizers.Tokenizer.from_str(json.dumps(content)).get_vocab(with_added_tokens=True)
+    encoder = any(name in vocabulary for name in MASK_NAMES)
+    usual = (*CLS_NAMES, *END_OF_TEXT_NAMES) if encoder else END_OF_TEXT_NAMES
+    names = usual if end_of_text is None else (end_of_text,)
     found = next((name for name in names if name in vocabulary), None)
     if found is None:
         raise DataError(
@@ -203,13 +253,41 @@ def load(path: str | os.PathLike, end_of_text: str | None = None) -> Tokenizer:
     return Tokenizer(content, found)
 
 
-def build(config: BpeTokenizer | FileTokenizer | ByteTokenizer, documents: Iterable[str]) -> Tokenizer:
+def _read(path: str | os.PathLike) -> dict:
+    """The content of a tokenizer.json that the library reads, too."""
+    try:
+        content = json.loads(Path(path).read_bytes())
+        tokenizers.Tokenizer.from_str(json.dumps(content))
+    except OSError as error:
+        raise DataError(f"The tokenizer {path} cannot be read: {error.strerror}. Check data.tokenizer.path.") from error
+    except Exception as error:  # the library raises Exception itself for a file that it does not know
+        raise DataError(
+            f"The tokenizer {path} is not a tokenizer.json that the tokenizers library reads: {error}. "
+            "Save it with `save_pretrained` of a fast tokenizer, or choose another file."
+        ) from error
+    return content
+
+
+def _cased(path: str | os.PathLike, content: dict, lowercase: bool) -> dict:
+    rules = content.get("normalizer") or {}
+    if rules.get("type") != "BertNormalizer":
+        raise ConfigError(
+            f"data.tokenizer.lowercase is {json.dumps(lowercase)}, but {path} does not follow BERT's rules, which "
+            "alone have this switch; leave it at null."
+        )
+    return {**content, "normalizer": {**rules, "lowercase": lowercase}}
+
+
+def build(
+    config: BpeTokenizer | WordPieceTokenizer | FileTokenizer | ByteTokenizer, documents: Iterable[str]
+) -> Tokenizer:
     """The tokenizer that `config` describes; `documents` are read only if it must be trained."""
     return BUILDERS[config.name](config, documents)
 
 
 BUILDERS = {
     "bpe": lambda config, documents: train_bpe(documents, config.vocab_size),
-    "file": lambda config, documents: load(config.path, config.end_of_text),
+    "wordpiece": lambda config, documents: train_wordpiece(documents, config),
+    "file": lambda config, documents: load(config.path, config.end_of_text, config.lowercase),
     "bytes": lambda config, documents: byte_tokenizer(),
 }

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import data.config
 import model.config
-from data.config import SMALLEST_BPE, BpeTokenizer, ByteTokenizer
+from data.config import SMALLEST_BPE, BpeTokenizer, ByteTokenizer, MaskedObjective, WordPieceTokenizer
 from data.errors import ConfigError
 from data.schema import BELOW_ONE, COUNT, NOT_NEGATIVE, POSITIVE, SHARE, Rule, refusals, split_duration
 from train.duration import to_steps
@@ -66,7 +66,7 @@ def check(config: Config) -> None:
     problems += [(f"data.{key}", clash) for key, clash in data.config.check(config.data)]
     problems += refusals(config, RULES) + _check_groups(config.optim.groups) + _check_mesh(config.mesh)
     if not problems:  # the checks below divide and compare what the ones above have found sound
-        problems = _check_shapes(config) + _check_durations(config)
+        problems = _check_shapes(config) + _check_objective(config) + _check_durations(config)
     if problems:
         raise ConfigError("; ".join(f"{key} {clash}" for key, clash in problems))
 
@@ -94,8 +94,11 @@ def _check_mesh(mesh: Mesh) -> list[tuple[str, str]]:
 def _check_shapes(config: Config) -> list[tuple[str, str]]:
     length, longest, train = config.data.length, config.model.max_length, config.train
     tokenizer, vocabulary = config.data.tokenizer, config.model.vocab_size
-    ids = tokenizer.vocab_size if isinstance(tokenizer, BpeTokenizer) else SMALLEST_BPE
-    known = isinstance(tokenizer, BpeTokenizer | ByteTokenizer)
+    ids = tokenizer.vocab_size if isinstance(tokenizer, BpeTokenizer | WordPieceTokenizer) else SMALLEST_BPE
+    known = isinstance(tokenizer, BpeTokenizer | WordPieceTokenizer | ByteTokenizer)
+    objective, predicted = config.data.objective, ("data.length", length)
+    if isinstance(objective, MaskedObjective):
+        predicted = ("data.objective.max_predictions", objective.max_predictions)
     checks = (
         (
             longest is not None and length > longest,
@@ -114,14 +117,55 @@ def _check_shapes(config: Config) -> list[tuple[str, str]]:
             f"is {train.accumulate}, which does not divide train.batch_size {train.batch_size}",
         ),
         (
-            length % train.loss_chunks != 0,
+            predicted[1] % train.loss_chunks != 0,
             "train.loss_chunks",
-            f"is {train.loss_chunks}, which does not divide data.length {length}",
+            f"is {train.loss_chunks}, which does not divide {predicted[0]} {predicted[1]}",
         ),
         (
             config.eval.ema and config.optim.ema_decay is None,
             "eval.ema",
             "is true, but no average is kept; set optim.ema_decay, such as 0.999",
+        ),
+    )
+    return [(key, clash) for bad, key, clash in checks if bad]
+
+
+def _check_objective(config: Config) -> list[tuple[str, str]]:
+    """Whether the model can learn what the objective asks, and reads what its batches hold."""
+    model, objective = config.model, config.data.objective
+    masked = isinstance(objective, MaskedObjective)
+    pairs = masked and objective.next_sentence
+    checks = (
+        (
+            masked and model.attention.causal,
+            "model.attention.causal",
+            "is true, but data.objective masked predicts a token from both of its sides; set it to false",
+        ),
+        (
+            not masked and not model.attention.causal,
+            "model.attention.causal",
+            "is false, but data.objective causal would show each token its target; set it to true, or "
+            "data.objective.name=masked",
+        ),
+        (
+            not model.language_head,
+            "model.language_head",
+            f"is false, but data.objective {objective.name} predicts tokens; set it to true",
+        ),
+        (
+            pairs and model.token_types < 2,
+            "model.token_types",
+            f"is {model.token_types}, but data.objective.next_sentence tells two sentences apart; at least 2",
+        ),
+        (
+            pairs and not model.heads.next_sentence,
+            "model.heads.next_sentence",
+            "is false, but data.objective.next_sentence is true; set both or neither",
+        ),
+        (
+            not masked and model.token_types > 0,
+            "model.token_types",
+            f"is {model.token_types}, but batches of data.objective {objective.name} hold none; set it to 0",
         ),
     )
     return [(key, clash) for bad, key, clash in checks if bad]

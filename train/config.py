@@ -47,6 +47,7 @@ class AdamW:
     b2: float = 0.95
     epsilon: float = 1e-8
     weight_decay: float = 0.1
+    bias_correction: bool = True  # false: the moments as they are (BERT), so that first updates are larger
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ def describe(config: Config) -> str:
     assembly = assemble(config)
     model, train, length = config.model, config.train, config.data.length
     tokens = train.batch_size * length
-    per_token = flops.flops_per_token(model, assembly.declarations, length)
+    per_token = flops.of_training(config, assembly.declarations)
     steps = known_steps(config, train.steps, None)
     count = flops.parameter_count(assembly.declarations)
     state = {name: bytes_per_device(getattr(assembly.abstract, name)) for name in ("params", "opt_state", "ema")}

@@ -5,7 +5,8 @@ MFU (Chowdhery et al. 2022, appendix B) = tokens per second * FLOPs per token / 
     FLOPs per token = 6 * (parameters of kernels, the head included) + 12 * sum over layers of heads * head_dim * keys
 
 `keys` is how many keys a query sees in the mean over a row: half the length under the causal mask alone, at most the
-window under one. Embeddings are not counted, and neither is recomputation under remat.
+window under one, the length in an encoder. Where a row predicts fewer tokens than it has, its head counts for those.
+Embeddings are not counted, and neither is recomputation under remat.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ import time
 import jax
 import jax.numpy as jnp
 
+from data.config import MaskedObjective
 from model.config import Model
-from model.parameters import Declaration
+from model.parameters import Declaration, path_name
+from train.config import Config
 
 # Dense bfloat16 peaks that the makers state, FLOP/s a device, by the start of JAX's device_kind.
 PEAKS = {
@@ -41,14 +44,27 @@ def _leaves(declarations) -> list[Declaration]:
     return jax.tree.leaves(declarations)
 
 
-def flops_per_token(model: Model, declarations, length: int) -> float:
-    """FLOPs of a forward and backward pass for each input position of rows of `length`."""
-    kernels = sum(math.prod(leaf.shape) for leaf in _leaves(declarations) if leaf.kind == "kernel")
-    if model.tied_head:
-        kernels += model.padded_vocab_size * model.embed_dim
+def flops_per_token(model: Model, declarations, length: int, predictions: int | None = None) -> float:
+    """FLOPs of a forward and backward pass for each input position of rows of `length`.
+
+    `predictions` of a row's positions have logits over the vocabulary, None: all. Other heads read one a row.
+    """
+    predicted = (length if predictions is None else predictions) / length
+    shares = {"head": predicted, "head_transform": predicted, "heads": 1 / length}
+    kernels = model.padded_vocab_size * model.embed_dim * predicted if model.tied_head else 0.0
+    for path, leaf in jax.tree_util.tree_flatten_with_path(declarations)[0]:
+        if leaf.kind == "kernel":
+            kernels += math.prod(leaf.shape) * shares.get(path_name(path).split("/")[0], 1.0)
     layers = [model.pattern[index % len(model.pattern)] for index in range(model.num_layers)]
-    keys = sum(keys_seen(length, layer.window) for layer in layers)
+    keys = sum(keys_seen(length, layer.window) if model.attention.causal else length for layer in layers)
     return 6.0 * kernels + 12.0 * keys * model.attention.num_heads * model.head_dim
+
+
+def of_training(config: Config, declarations) -> float:
+    """`flops_per_token` of a run under its objective."""
+    objective = config.data.objective
+    predictions = objective.max_predictions if isinstance(objective, MaskedObjective) else None
+    return flops_per_token(config.model, declarations, config.data.length, predictions)
 
 
 def keys_seen(length: int, window: int | None) -> float:

@@ -154,8 +154,7 @@ def announce(session: Session, path: Path, first: int, how: str) -> None:
     assembly, rows = session.assembly, session.feed.loader.rows
     lines = (
         f"run {path}: step {first} of {session.plan.total_steps}, mesh {dict(assembly.mesh.shape)}",
-        f"{flops.parameter_count(assembly.declarations):,} parameters; an epoch is {len(rows):,} rows, "
-        f"{rows.num_targets:,} targets, {rows.dropped} tokens dropped",
+        f"{flops.parameter_count(assembly.declarations):,} parameters; an epoch is {rows.describe()}",
         f"MFU = {flops.FORMULA}; peak {session.peak / 1e9:.4g} GFLOP/s ({how})",
         *assembly.optimizer.describe().splitlines(),
     )

@@ -29,6 +29,7 @@ AXES = ("data", "fsdp", "tensor")  # outermost first: neighbours on the last tal
 RULES: Rules = {
     "batch": ("data", "fsdp"),
     "length": None,
+    "predictions": None,
     "layers": None,
     "embed": "fsdp",
     "heads": "tensor",

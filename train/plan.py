@@ -10,7 +10,11 @@ from data.errors import ConfigError
 from train.config import Config, Duration
 from train.duration import to_steps
 
-EVALUATED = ("eval/validation/loss", "eval/validation/bits_per_byte")
+# What an evaluation under each objective gives that is best where it is lowest.
+EVALUATED = {
+    "causal": ("eval/validation/loss", "eval/validation/bits_per_byte"),
+    "masked": ("eval/validation/loss",),
+}
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ def make_plan(config: Config, rows_per_epoch: int) -> Plan:
     for key, count in {"train.steps": total_steps, **steps}.items():
         if count is not None and count < 1:
             raise ConfigError(f"{key} comes to {count} steps of this run; it must be at least 1")
-    best = config.checkpoint.best
-    if best is not None and best not in EVALUATED:
-        raise ConfigError(f"checkpoint.best is {best!r}, must be one of {', '.join(EVALUATED)}, or none")
+    best, evaluated = config.checkpoint.best, EVALUATED[config.data.objective.name]
+    if best is not None and best not in evaluated:
+        raise ConfigError(f"checkpoint.best is {best!r}, must be one of {', '.join(evaluated)}, or none")
     return Plan(total_steps, steps["eval.every"], steps["checkpoint.every"], steps["checkpoint.keep_every"], resolve)

@@ -11,7 +11,8 @@ import jax
 
 from data.errors import ConfigError, UserError
 from data.loader import DATA_ORDER_VERSION, Loader, evaluation_batches
-from data.packing import Rows, make_rows
+from data.objectives import MaskedRows, check_tokenizer, objective_rows
+from data.packing import Rows
 from data.prepare import Prepared
 from data.schema import config_hash, to_plain
 from train import flops, mesh
@@ -29,7 +30,7 @@ from train.state import State, all_finite
 class Counters:
     """Python integers, which do not overflow; they travel in the checkpoint's metadata."""
 
-    tokens: int = 0  # targets with weight, over all attempted steps
+    tokens: int = 0  # as the task counts them, over all attempted steps
     skipped: int = 0
     bad_streak: int = 0  # non-finite steps in a row up to now
 
@@ -51,14 +52,16 @@ class Feed:
 
     assembly: Assembly
     loader: Loader
-    validation: Rows | None
+    validation: Rows | MaskedRows | None
 
     @staticmethod
     def make(assembly: Assembly, prepared: Prepared) -> Feed:
+        """ConfigError where the tokenizer and the objective do not fit one another."""
         data, train = assembly.config.data, assembly.config.train
-        rows = make_rows(prepared.train, data.length, data.packing)
+        check_tokenizer(data, prepared.tokenizer, assembly.config.model.vocab_size)
+        rows = objective_rows(data, prepared.train, train.seed)
         held_out = prepared.validation
-        validation = None if held_out is None else make_rows(held_out, data.length, data.packing)
+        validation = None if held_out is None else objective_rows(data, held_out, train.seed, held_out=True)
         return Feed(assembly, Loader(rows, train.batch_size, train.seed, data.shuffle), validation)
 
     def batch(self, step: int) -> dict:
@@ -108,7 +111,7 @@ class Session:
         counters.bad_streak = counters.bad_streak + 1 if refused else 0
         rate = targets / seconds
         config = self.assembly.config
-        per_token = flops.flops_per_token(config.model, self.assembly.declarations, config.data.length)
+        per_token = flops.of_training(config, self.assembly.declarations)
         record = {
             "step": step,
             **values,
@@ -142,7 +145,8 @@ class Session:
         params = state.ema if config.eval.ema else state.params
         batches = self.feed.validation_batches(lambda: beat(f"evaluation after step {step}"))
         found = evaluate(self.assembly.task, self.eval_step, params, state.frozen, batches)
-        found["bits_per_byte"] = bits_per_byte(found["loss"], rows.num_targets, rows.store.text_bytes)
+        if self.assembly.task.codes_text:
+            found["bits_per_byte"] = bits_per_byte(found["loss"], rows.num_targets, rows.store.text_bytes)
         found = {f"eval/validation/{name}": value for name, value in found.items()}
         self.writers.write({"step": step, **found})
         shown = "  ".join(f"{name} {value:.4f}" for name, value in found.items())

@@ -36,7 +36,8 @@ class Step:
         parameters, optimizer state and average are the old ones bit for bit, and `skipped` + 1.
 
         Returns float32 scalars beside the state: the task's metrics over the global batch, `grad_norm`
-        (before clipping), `learning_rate`; int32 `targets` (positions with weight) and `skipped`.
+        (before clipping), `learning_rate`; int32 `targets` (the batch's tokens, as the task counts them) and
+        `skipped`.
         """
         objective, metrics, grads = self.gradients(state, batch)
         grads, norm = clip_by_global_norm(grads, self.clip_norm)
@@ -51,8 +52,8 @@ class Step:
         params, opt_state, ema = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, old)
         skipped = state.skipped + jnp.where(finite, 0, 1).astype(jnp.int32)
         state = State(params, state.frozen, opt_state, ema, state.step + 1, skipped)
-        targets = jnp.sum(batch["weights"] > 0, dtype=jnp.int32)
-        return state, {**metrics, "grad_norm": norm, "learning_rate": rate, "targets": targets, "skipped": skipped}
+        counts = {"targets": self.task.tokens(batch), "skipped": skipped}
+        return state, {**metrics, "grad_norm": norm, "learning_rate": rate, **counts}
 
     def gradients(self, state: State, batch: dict):
         """(loss, metrics, gradient of the loss) over the global batch, whatever its division."""

@@ -10,11 +10,21 @@ import jax
 import jax.numpy as jnp
 
 from data.objectives import Spec, batch_spec
-from model.ops.cross_entropy import fused
+from model.ops.cross_entropy import fused, logits
 from model.transformer import Transformer, identity, initialise
 from train.config import Config
 
 Sums = dict[str, jax.Array]  # float32 scalars by name
+
+
+def weighted(batch: dict) -> jax.Array:
+    """The positions of a batch that have a target with weight, int32."""
+    return jnp.sum(batch["weights"] > 0, dtype=jnp.int32)
+
+
+def occupied(batch: dict) -> jax.Array:
+    """The positions of a batch that are no padding, int32."""
+    return jnp.sum(batch["segment_ids"] > 0, dtype=jnp.int32)
 
 
 @dataclass(frozen=True)
@@ -33,6 +43,8 @@ class Task:
     coefficients: dict[str, float]  # {term: coefficient}
     metrics: dict[str, str]  # {metric: the term whose weight divides it}
     dropout: bool = False  # whether `sums` draws from its key
+    tokens: Callable[[dict], jax.Array] = weighted  # batch -> what the log counts as its tokens, int32
+    codes_text: bool = False  # whether the losses of all rows add up to the length of a code for the text
 
 
 def causal(config: Config, constrain: Callable = identity) -> Task:
@@ -59,11 +71,76 @@ def causal(config: Config, constrain: Callable = identity) -> Task:
         sums=sums,
         coefficients={"tokens": 1.0},
         metrics={"loss": "tokens"} | ({"z_loss": "tokens"} if z_loss else {}),
-        dropout=config.model.dropout > 0 or config.model.attention.dropout > 0,
+        dropout=has_dropout(config),
+        codes_text=True,
     )
 
 
-TASKS: dict[str, Callable[..., Task]] = {"causal": causal}
+def has_dropout(config: Config) -> bool:
+    return config.model.dropout > 0 or config.model.attention.dropout > 0
+
+
+def masked(config: Config, constrain: Callable = identity) -> Task:
+    """Masked tokens and, where the objective has it, the next sentence (Devlin et al. 2018, section 3.1).
+
+    The term `masked` is cross entropy over the predicted positions alone, whose hidden states are gathered
+    before any logits are made; `next_sentence` is cross entropy over rows. BERT adds them as they are.
+    """
+    model = Transformer(config.model, constrain)
+    z_loss, chunks, pairs = config.train.z_loss, config.train.loss_chunks, config.data.objective.next_sentence
+
+    def weights(batch):
+        found = {"masked": jnp.sum(batch["weights"])}
+        return found | ({"next_sentence": jnp.sum(real_rows(batch))} if pairs else {})
+
+    def sums(params, batch, key):
+        def run(model):
+            hidden_BxLxD, _, _ = model(batch, key)
+            places_BxPx1 = batch["masked_positions"][..., None]
+            hidden_BxPxD = model.output(jnp.take_along_axis(hidden_BxLxD, places_BxPx1, axis=1))
+            unembedding, rule = model.unembedding(), model.logit_rule
+            targets, weights = batch["targets"], batch["weights"]
+            objective, found = fused(hidden_BxPxD, unembedding, targets, weights, rule, z_loss, chunks)
+            predicted_BxP = jnp.argmax(logits(hidden_BxPxD, unembedding, rule), axis=-1)
+            terms = {"masked": objective}
+            metrics = {"loss": found["nll"], "masked_accuracy": jnp.sum(weights * (predicted_BxP == targets))}
+            if pairs:
+                logits_Bx2 = model.heads.next_sentence_logits(hidden_BxLxD)
+                terms["next_sentence"], hits = classified(logits_Bx2, batch["next_sentence"], real_rows(batch))
+                metrics |= {"next_sentence_loss": terms["next_sentence"], "next_sentence_accuracy": hits}
+            return terms, metrics | ({"z_loss": found["z"]} if z_loss else {})
+
+        return nn.apply(run, model)({"params": params})
+
+    metrics = {"loss": "masked", "masked_accuracy": "masked"}
+    if pairs:
+        metrics |= dict.fromkeys(("next_sentence_loss", "next_sentence_accuracy"), "next_sentence")
+    return Task(
+        spec=batch_spec(config.data),
+        init=lambda key: initialise(Transformer(config.model), key),
+        weights=weights,
+        sums=sums,
+        coefficients={"masked": 1.0} | ({"next_sentence": 1.0} if pairs else {}),
+        metrics=metrics | ({"z_loss": "masked"} if z_loss else {}),
+        dropout=has_dropout(config),
+        tokens=occupied,
+    )
+
+
+def real_rows(batch: dict) -> jax.Array:
+    """1.0 for each row that is no padding, float32 [rows]."""
+    return (batch["segment_ids"][:, 0] > 0).astype(jnp.float32)
+
+
+def classified(logits_BxC, labels_B, weights_B) -> tuple[jax.Array, jax.Array]:
+    """(cross entropy, hits): weighted sums over the rows, float32 scalars."""
+    chosen_B = jnp.take_along_axis(logits_BxC, labels_B[:, None], axis=1)[:, 0]
+    nll_B = jax.nn.logsumexp(logits_BxC, axis=-1) - chosen_B
+    hits_B = jnp.argmax(logits_BxC, axis=-1) == labels_B
+    return jnp.sum(weights_B * nll_B), jnp.sum(weights_B * hits_B)
+
+
+TASKS: dict[str, Callable[..., Task]] = {"causal": causal, "masked": masked}
 
 
 def make_task(config: Config, constrain: Callable = identity) -> Task:

@@ -12,6 +12,7 @@ from train.config import check_devices, load
 ROOT = Path(__file__).parents[2]
 SIZES = {
     "quickstart": [None],
+    "bert": ["debug"],
     "gpt2": ["debug", "124m", "350m", "774m", "1.5b"],
     "llama": ["debug", "1b", "8b", "70b"],
 }

@@ -21,7 +21,7 @@ class Numbered:
     def __len__(self):
         return self.size
 
-    def rows(self, indices, count=None):
+    def rows(self, indices, count=None, epochs=None):
         values = np.full(len(indices) if count is None else count, -1, np.int64)
         values[: len(indices)] = list(indices)
         return {"row": values}

@@ -170,7 +170,16 @@ BAD = {
     ),
     "a malformed first document": (lambda path: {"source": JsonlSource(paths=(str(path),))}, DataError, "line 1"),
     "no tokenizer": (lambda path: {"tokenizer": FileTokenizer(path=f"{path}.none")}, DataError, "cannot be read"),
-    "a text for a tokenizer": (lambda path: {"tokenizer": FileTokenizer(path=str(path))}, DataError, "tokenizer.json"),
+    "a text for a tokenizer": (
+        lambda path: {"tokenizer": FileTokenizer(path=str(path), lowercase=True)},
+        DataError,
+        "not the vocab.txt of a BERT",
+    ),
+    "a vocab.txt without its case": (
+        lambda path: {"tokenizer": FileTokenizer(path=str(path))},
+        ConfigError,
+        "data.tokenizer.lowercase is null",
+    ),
     "too small a vocabulary": (
         lambda path: {"tokenizer": BpeTokenizer(vocab_size=256)},
         ConfigError,

@@ -73,7 +73,7 @@ def test_a_loaded_recipe_is_checked(refused):
         (["model.pattern.0.window=0"], ["model.pattern.0.window is 0"]),
         (["data.length=0"], ["data.length is 0", "at least 1"]),
         (["data.packing=tight"], ['data.packing is "tight"', "concat, unpacked"]),
-        (["data.objective.name=masked"], ["data.objective.name", "causal"]),
+        (["data.objective.name=maske"], ["data.objective.name", "causal", "masked"]),
         (["data.tokenizer.vocab_size=100"], ["data.tokenizer.vocab_size is 100", "257"]),
         (["data.tokenizer.vocab_size=4097"], ["model.vocab_size is 4096", "4097"]),
         (["data.tokenizer.name=bytes", "model.vocab_size=256"], ["model.vocab_size is 256", "257"]),

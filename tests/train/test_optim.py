@@ -1,5 +1,6 @@
 """One update is its formula, stacked or alone, on the parameters it was declared for and no others."""
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -19,6 +20,7 @@ OPTIMIZERS = (
     cfg.Sgd(momentum=0.9, nesterov=True),
     cfg.Adam(),
     cfg.AdamW(),
+    cfg.AdamW(bias_correction=False),
     cfg.Adafactor(min_dim_size_to_factor=8, weight_decay=0.01),
     cfg.Lion(),
     cfg.Muon(),
@@ -158,6 +160,31 @@ def test_adam_and_adamw_are_their_formulas():
             corrected = m / (1 - optimizer.b1**t) / (np.sqrt(v / (1 - optimizer.b2**t)) + optimizer.epsilon)
             w = w - 0.1 * (corrected + decay * w)
             np.testing.assert_allclose(value, w, rtol=1e-5, atol=1e-6)
+
+
+def test_adamw_without_bias_correction_is_berts():
+    """AdamWeightDecayOptimizer of its code: the moments as they are, epsilon outside the root, decay apart."""
+    settings = cfg.AdamW(b2=0.999, epsilon=1e-6, weight_decay=0.01, bias_correction=False)
+    gradients = kernel_gradients(5)
+    w = draw(KERNEL, 0)["w"].astype(np.float64)
+    m = v = np.zeros_like(w)
+    for gradient, value in zip(gradients, one_kernel(settings, gradients), strict=True):
+        gradient = gradient.astype(np.float64)
+        m = 0.9 * m + 0.1 * gradient
+        v = 0.999 * v + 0.001 * gradient**2
+        w = w - 0.1 * (m / (np.sqrt(v) + 1e-6) + 0.01 * w)
+        np.testing.assert_allclose(value, w, rtol=1e-5, atol=1e-6)
+    zero = np.zeros_like(gradients[0])
+    (first,) = one_kernel(replace(settings, epsilon=1e-30), gradients[:1], start=zero)
+    np.testing.assert_allclose(first, -0.1 * np.sqrt(10) * np.sign(gradients[0]), rtol=1e-5)
+
+
+def test_berts_decay_holds_tables_too():
+    """Its pattern leaves out norms and biases alone; positions and token types decay as the embedding does."""
+    settings = cfg.AdamW(bias_correction=False)
+    built = build(settings, DECLARATIONS, decay_kinds=("kernel", "embedding", "table"))
+    kinds = {plan.declaration.kind: plan.weight_decay for plan in built.plans.values()}
+    assert kinds == {"kernel": 0.1, "embedding": 0.1, "table": 0.1, "bias": 0.0, "scale": 0.0}
 
 
 def test_lion_is_its_formula():
