@@ -1,0 +1,223 @@
+"""Published models to run directories and back: what `train.convert` does, once its arguments are read.
+
+Everything is checked before anything is written; what is written lies beside its place until it is whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import model.config
+from data import settings, tokenizer
+from data.config import CausalObjective, Data, FileTokenizer, MaskedObjective
+from data.errors import ConfigError, DataError
+from data.files import storage_errors, sync
+from data.loader import DATA_ORDER_VERSION
+from data.schema import config_hash, from_plain, to_plain
+from model.config import Model
+from model.hub.families import FAMILIES, context, expressing, family_of, from_config, to_config
+from model.hub.family import Family, HubError
+from model.transformer import Transformer, initialise
+from train import checkpoint, mesh
+from train.assembly import INITIAL_STREAM
+from train.checkpoint import Checkpointer
+from train.config import Config
+from train.errors import CheckpointError
+from train.hub import tokenizer_files
+from train.hub.exporter import export_tensors, tensor_shapes
+from train.hub.importer import by_path, declared, listing, match, read_params
+from train.hub.safetensors import Writer
+from train.hub.source import Source, open_source
+from train.rundir import environment, read_json
+from train.session import Counters
+from train.state import State
+
+NO_DATA = "none: the weights were imported"  # in place of the fingerprint of a token store
+
+
+def import_run(hf: Path, workdir: Path, overrides: Sequence[str], initialise_heads: bool) -> list[str]:
+    """Make the run directory `workdir` of a published model; returns lines for its user.
+
+    ConfigError: an occupied `workdir`, overrides or a mesh that cannot be; DataError: a source that is malformed
+    or does not fit.
+    """
+    with place_for(workdir, "--workdir") as building:
+        source = open_source(hf)
+        config = configuration(source, workdir, overrides)
+        family, tree = family_of(source.config), declared(config.model)
+        devices = mesh.make_mesh(config.mesh)
+        mesh.check_mesh(tree, devices.size, mesh.RULES, devices)
+        shardings = mesh.param_shardings(tree, mesh.RULES, devices)
+        matched = match(family, config.model, tree, source.tensors, initialise_heads)
+        fresh = partial(initial_values, config, by_path(shardings))
+        building.mkdir()
+        save(building, config, source, read_params(matched, config.model, tree, shardings, fresh))
+    lines = [*source.notes]
+    if matched.missing_heads:
+        lines.append(f"initialised with seed {config.train.seed}: {listing(matched.missing_heads)}")
+    if matched.unused:
+        lines.append(f"left out, of heads that the model does not have: {listing(matched.unused)}")
+    return lines
+
+
+@contextlib.contextmanager
+def place_for(target: Path, argument: str) -> Iterator[Path]:
+    """A path beside `target` to build at, which becomes `target` when the block ends well and nothing otherwise."""
+    target = target.absolute()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ConfigError(f"{argument} is {target}, which is there and not empty; give another one, or remove it.")
+    made = [place for place in target.parents if not place.exists()]
+    with storage_errors(target, "make"):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        yield beside / "whole"
+        with storage_errors(target, "make"):
+            os.rename(beside / "whole", target)
+            sync(target.parent)
+            made = []
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+        for place in made:
+            with contextlib.suppress(OSError):
+                place.rmdir()
+
+
+def configuration(source: Source, workdir: Path, overrides: Sequence[str]) -> Config:
+    """The complete configuration of an imported run: model and tokenizer of the source, then the overrides."""
+    try:
+        published = from_config(source.config, source.tensors)
+        length = context(source.config)
+        from_plain(Config, to_plain(Config(model=published, data=Data() if length is None else Data(length=length))))
+    except (HubError, ConfigError) as error:
+        raise DataError(f"{source.path} cannot be imported: {error}.") from error
+    path = "" if source.tokenizer is None else str(workdir / "tokenizer.json")
+    objective = MaskedObjective(next_sentence=published.heads.next_sentence)
+    data = Data(
+        tokenizer=FileTokenizer(path=path, end_of_text=source.end_of_text),
+        objective=CausalObjective() if published.attention.causal else objective,
+    )
+    data = data if length is None else replace(data, length=length)
+    with tempfile.TemporaryDirectory() as directory:
+        spec = Path(directory) / "config.json"
+        spec.write_text(json.dumps(to_plain(Config(model=published, data=data))))
+        config = settings.load(str(spec), overrides, Config)
+    problems = model.config.check(config.model)
+    if problems:
+        raise ConfigError("; ".join(f"model.{key} {clash}" for key, clash in problems))
+    return config
+
+
+def initial_values(config: Config, shardings: dict, paths: list[str]) -> dict:
+    """`{path: array}` of parameters as a fresh run would have them."""
+
+    def draw():
+        key = jax.random.fold_in(jax.random.key(config.train.seed), INITIAL_STREAM)
+        whole = by_path(nn.meta.unbox(initialise(Transformer(config.model), key)))
+        return {path: whole[path] for path in paths}
+
+    return jax.jit(draw, out_shardings={path: shardings[path] for path in paths})()
+
+
+def save(directory: Path, config: Config, source: Source, params: dict) -> None:
+    """Write a run of the parameters: step 0, without an optimizer's state, which an imported model does not have."""
+    fingerprint = NO_DATA
+    with storage_errors(directory, "write"):
+        if source.tokenizer is not None:
+            text = json.dumps(source.tokenizer, ensure_ascii=False, indent=1)
+            (directory / "tokenizer.json").write_text(text, encoding="utf-8")
+            end = config.data.tokenizer.end_of_text
+            fingerprint = tokenizer.load(directory / "tokenizer.json", end).fingerprint
+        for name, value in (("config.json", to_plain(config)), ("environment.json", environment())):
+            (directory / name).write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    zero = jnp.zeros((), jnp.int32)
+    state = State(params=params, frozen={}, opt_state={}, ema={}, step=zero, skipped=zero)
+    metadata = {
+        "config_hash": config_hash(config),
+        "config": to_plain(config),
+        "data_order": DATA_ORDER_VERSION,
+        "store_fingerprint": NO_DATA,
+        "tokenizer_fingerprint": fingerprint,
+        **vars(Counters()),
+    }
+    checkpointer = Checkpointer(directory / "checkpoints", keep=1)
+    checkpointer.save(0, state, metadata, {})
+    checkpointer.close()
+
+
+def export_run(run: Path, hf: Path, family: str | None, dtype: str, max_shard_bytes: int) -> list[str]:
+    """Write the newest checkpoint of `run` in the Hugging Face layout; returns lines for its user.
+
+    ConfigError: no run, an occupied `hf`, a model that `family` (None: any) cannot express.
+    """
+    plain = read_json(run / "config.json")
+    if plain is None:
+        raise ConfigError(f"--run is {run}, which holds no run: it has no config.json.")
+    config = from_plain(Config, plain)
+    tree, length = by_path(declared(config.model)), config.data.length
+    try:
+        chosen, published = expression(config.model, family, length, list(tree))
+    except HubError as error:
+        raise ConfigError(f"{run} cannot be exported: {error}.") from error
+    folder, leaf = saved_parameters(run, tree)
+    with place_for(hf, "--hf") as building:
+        building.mkdir()
+        end = end_of_text(run, config)
+        published |= tokenizer_files.write(run, building, end, length) | {"torch_dtype": dtype}
+        writer = Writer(building, tensor_shapes(chosen, config.model, tree), dtype, max_shard_bytes)
+        writer.write(export_tensors(chosen, config.model, tree, leaf))
+        with storage_errors(building / "config.json", "write"):
+            (building / "config.json").write_text(json.dumps(published, indent=2) + "\n", encoding="utf-8")
+    return [f"{chosen.model_type}, {dtype}, {len(writer.shards)} file(s), from {folder}"]
+
+
+def expression(model: Model, family: str | None, length: int, paths: list[str]) -> tuple[Family, dict]:
+    """The family of an export and its config.json: the one asked for, or the first that can."""
+    if family is None:
+        return expressing(model, length, paths)
+    if family not in FAMILIES:
+        raise ConfigError(f"--family is {family}, must be one of {', '.join(FAMILIES)}.")
+    return FAMILIES[family], to_config(model, FAMILIES[family], length, paths)
+
+
+def end_of_text(run: Path, config: Config) -> str | None:
+    """The token between documents, of a decoder that has a tokenizer."""
+    if not config.model.attention.causal or not (run / "tokenizer.json").exists():
+        return None
+    setting = config.data.tokenizer
+    given = setting.end_of_text if isinstance(setting, FileTokenizer) else None
+    return tokenizer.load(run / "tokenizer.json", given).end_of_text_token
+
+
+def saved_parameters(run: Path, tree: dict) -> tuple[Path, Callable[[str], np.ndarray]]:
+    """(folder of the newest usable checkpoint, reader of one parameter by its path).
+
+    CheckpointError where there is none; MismatchError where its parameters are not those of `tree`.
+    """
+    found = checkpoint.newest_usable(run / "checkpoints")
+    if found is None:
+        raise CheckpointError(f"No checkpoint in {run}: the run has not saved one yet.")
+    folder, manifest = found
+    saved = {place: place.partition("/") for place in manifest.leaves}
+    places = {name: place for place, (top, _, name) in saved.items() if top in ("params", "frozen")}
+    abstract = {path: jax.ShapeDtypeStruct(declaration.shape, jnp.float32) for path, declaration in tree.items()}
+    named = {name: manifest.leaves[place] for name, place in places.items()}
+    checkpoint.compare(replace(manifest, leaves=named), abstract, folder)
+
+    def leaf(path: str) -> np.ndarray:
+        return np.asarray(checkpoint.read(folder, {places[path]: abstract[path]})[places[path]])
+
+    return folder, leaf

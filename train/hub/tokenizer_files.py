@@ -1,0 +1,142 @@
+"""Tokenizers in the Hugging Face layout: read beside imported weights, written beside exported ones."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from data import wordpiece
+from data.errors import DataError
+from data.files import storage_errors
+from data.tokenizer import CLS_NAMES, END_OF_TEXT_NAMES, MASK_NAMES
+from train.rundir import read_json
+
+SPECIAL = {
+    "unk_token": ("[UNK]", "<unk>"),
+    "cls_token": ("[CLS]",),
+    "sep_token": ("[SEP]",),
+    "pad_token": ("[PAD]", "<pad>"),
+    "mask_token": ("[MASK]", "<mask>"),
+}
+IDS = ("bos_token", "eos_token", "pad_token")  # those whose ids a config.json names
+BERT_RULES = {  # how tokenizer_config.json says what a BertNormalizer does
+    "do_lower_case": "lowercase",
+    "strip_accents": "strip_accents",
+    "tokenize_chinese_chars": "handle_chinese_chars",
+}
+
+
+def read(directory: Path) -> tuple[dict | None, dict]:
+    """(content of a tokenizer.json or None, content of tokenizer_config.json) of a model's directory.
+
+    A vocab.txt becomes BERT's WordPiece; text is lower-cased unless the tokenizer_config.json says otherwise, and
+    what that says stands above a tokenizer.json of BERT's rules. Padding and truncation are turned off.
+    """
+    settings = read_object(directory / "tokenizer_config.json") or {}
+    content = read_object(directory / "tokenizer.json")
+    if content is None and (directory / "vocab.txt").exists():
+        lowercase = settings.get("do_lower_case", True) is True
+        content = wordpiece.content(wordpiece.read_vocabulary(directory / "vocab.txt"), lowercase)
+        content["post_processor"] = pair_template(content)
+    if content is None:
+        return None, settings
+    rules = content.get("normalizer") or {}
+    if rules.get("type") == "BertNormalizer":
+        said = {ours: settings[key] for key, ours in BERT_RULES.items() if key in settings}
+        content["normalizer"] = {**rules, **said}
+    content = {**content, "truncation": None, "padding": None}
+    vocabulary_of(content, directory / "tokenizer.json")
+    return content, settings
+
+
+def read_object(path: Path) -> dict | None:
+    """The JSON object in a file; None where there is none, DataError where it is damaged."""
+    try:
+        found = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is not JSON: {error}. Get another copy of it.") from error
+    if not isinstance(found, dict):
+        raise DataError(f"{path} holds no JSON object. Get another copy of it.")
+    return found
+
+
+def vocabulary_of(content: dict, path: Path) -> dict[str, int]:
+    """`{token: id}`; DataError where the content is no tokenizer."""
+    try:
+        return tokenizers.Tokenizer.from_str(json.dumps(content)).get_vocab(with_added_tokens=True)
+    except Exception as error:  # the library raises Exception itself
+        raise DataError(f"{path} is not a tokenizer.json that the tokenizers library reads: {error}.") from error
+
+
+def end_of_text(content: dict | None, settings: Mapping[str, Any], config: Mapping[str, Any], path: Path) -> str | None:
+    """What `data.tokenizer.end_of_text` must say; None where the tokenizer is found to have a usual name."""
+    if content is None:
+        return None
+    vocabulary = vocabulary_of(content, path)
+    usual = END_OF_TEXT_NAMES + (CLS_NAMES if any(name in vocabulary for name in MASK_NAMES) else ())
+    if any(name in vocabulary for name in usual):
+        return None
+    named = settings.get("eos_token")
+    named = named.get("content") if isinstance(named, dict) else named
+    by_id = {index: token for token, index in vocabulary.items()}
+    index = config.get("eos_token_id")
+    return named or by_id.get(index[0] if isinstance(index, list) and index else index)
+
+
+def pair_template(content: dict) -> dict | None:
+    """The post-processor that puts [CLS] and [SEP] around a text or a pair; None where there are no such tokens."""
+    ids = {entry["content"]: entry["id"] for entry in content.get("added_tokens") or []}
+    if "[CLS]" not in ids or "[SEP]" not in ids:
+        return None
+    template = tokenizers.processors.TemplateProcessing(
+        single="[CLS]:0 $A:0 [SEP]:0",
+        pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
+        special_tokens=[(name, ids[name]) for name in ("[CLS]", "[SEP]")],
+    )
+    whole = tokenizers.Tokenizer(tokenizers.models.WordPiece({"[UNK]": 0}, unk_token="[UNK]"))
+    whole.post_processor = template
+    return json.loads(whole.to_str())["post_processor"]
+
+
+def write(run: Path, directory: Path, end: str | None, length: int) -> dict[str, int]:
+    """Write a run's tokenizer.json into an export, and the files that tell its special tokens.
+
+    Returns the ids that config.json names. `end`: the token that stands between documents, None for an encoder.
+    """
+    content = read_json(run / "tokenizer.json")
+    if content is None:
+        return {}
+    vocabulary = vocabulary_of(content, run / "tokenizer.json")
+    content = {**content, "post_processor": content.get("post_processor") or pair_template(content)}
+    special = {
+        role: next(name for name in names if name in vocabulary)
+        for role, names in SPECIAL.items()
+        if any(name in vocabulary for name in names)
+    }
+    if end is not None:
+        special |= {"bos_token": end, "eos_token": end}
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": length,
+        "clean_up_tokenization_spaces": False,
+        **special,
+    }
+    rules = content.get("normalizer") or {}
+    if rules.get("type") == "BertNormalizer":
+        settings |= {key: rules[ours] for key, ours in BERT_RULES.items()}
+    for name, value in (
+        ("tokenizer.json", content),
+        ("tokenizer_config.json", settings),
+        ("special_tokens_map.json", special),
+    ):
+        with storage_errors(directory / name, "write"):
+            (directory / name).write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    return {f"{role}_id": vocabulary[special[role]] for role in IDS if role in special}
