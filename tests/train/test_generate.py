@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import flax.linen as nn
+import numpy as np
 import pytest
 
 from data.cli import exit_code
@@ -75,8 +77,17 @@ def test_a_seed_repeats_its_samples(answer):
     assert first == again != other
 
 
-def test_an_empty_prompt_begins_a_document(answer):
-    assert len(answer(*prompts(""))) == 1
+def test_a_prompt_stands_behind_the_end_of_text_which_begins_a_document(run, answer):
+    """So an empty one begins a document: its first token is the likeliest behind an end of text alone."""
+    model, params, tokenizer = generate.load_run(run)
+    for prompt in ("", "7"):
+        ids = [tokenizer.end_of_text, *tokenizer.encode(prompt)]
+        batch = {"tokens": [ids], "positions": [range(len(ids))], "segment_ids": [[1] * len(ids)]}
+        batch = {key: np.array([list(row) for row in value], np.int32) for key, value in batch.items()}
+        scores = nn.apply(lambda model, batch=batch: model.logits(model(batch)[0]), model)({"params": params})
+        likeliest = int(np.argmax(scores[0, -1, : model.config.vocab_size]))
+        (result,) = answer(*prompts(prompt), "--temperature", "0")
+        assert (result["tokens"] or [tokenizer.end_of_text])[0] == likeliest
 
 
 def test_a_text_that_ends_says_so_without_its_end(run):
