@@ -77,7 +77,8 @@ def sentences(text: str, offsets: np.ndarray) -> np.ndarray:
     starts = [line.start() + len(line[0]) - len(line[0].lstrip()) for line in LINE.finditer(text)]
     if len(starts) < 2:
         starts += [end.end() for end in SENTENCE_END.finditer(text)]
-    places = np.searchsorted(offsets[:, 1], np.array(starts, np.int64), side="right")
+    # The first begins with the text: space before it is its own.
+    places = np.searchsorted(offsets[:, 1], np.array(starts[1:], np.int64), side="right")
     begins = np.zeros(len(offsets), bool)
     begins[places[places < len(offsets)]] = True
     begins[:1] = True
