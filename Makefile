@@ -13,6 +13,7 @@ REQUIREMENTS_tpu := requirements-tpu.txt
 REQUIREMENTS := $(or $(REQUIREMENTS_$(DEVICE)),$(error DEVICE is $(DEVICE), must be cpu, cuda or tpu))
 RUN := $(VENV)/installed-$(DEVICE)
 DEV := $(VENV)/installed-dev
+REFERENCES := $(VENV)-references
 
 NOTEBOOKS := $(patsubst %.py,experiments.notebooks.%,$(notdir $(wildcard experiments/notebooks/*.py)))
 
@@ -22,7 +23,7 @@ FOUND = $(or $(VERSION),no Python that runs)
 REFUSAL = Plumbline needs Python 3.11, 3.12, 3.13 or 3.14, and $(PYTHON) is $(FOUND). Install one of them and \
 name it: `make PYTHON=python3.12 ...`
 
-.PHONY: setup quickstart test test-all lint bench notebook goldens
+.PHONY: setup quickstart test test-all test-references lint bench notebook goldens goldens-references references
 .DELETE_ON_ERROR:
 
 setup: $(RUN)
@@ -42,6 +43,15 @@ $(DEV): requirements-dev.txt $(RUN)
 	@$(INSTALL) -r requirements-dev.txt
 	@touch $@
 
+# PyTorch stays out of the environment that runs use: this one stands beside it.
+references:
+	@$(MAKE) --no-print-directory VENV=$(REFERENCES) DEVICE=cpu $(REFERENCES)/installed-references
+
+$(VENV)/installed-references: requirements-references.txt $(DEV)
+	@echo "Installing PyTorch and transformers into $(VENV), once."
+	@$(INSTALL) -r requirements-references.txt
+	@touch $@
+
 quickstart: $(RUN)
 	$(PY) -m train.main --config configs/quickstart.py --workdir runs/quickstart
 	$(PY) -m experiments.quickstart --run runs/quickstart
@@ -51,6 +61,9 @@ test: $(DEV)
 
 test-all: $(DEV)
 	$(PY) -m pytest
+
+test-references: references
+	$(REFERENCES)/bin/python -m pytest tests/references
 
 lint: $(DEV)
 	$(PY) -m ruff check .
@@ -64,3 +77,6 @@ notebook: $(RUN)
 
 goldens: $(DEV)
 	$(PY) -m pytest -m "not slow" --update-goldens
+
+goldens-references: references
+	$(REFERENCES)/bin/python -m pytest tests/references --update-goldens

@@ -1,0 +1,239 @@
+"""Tiny randomly initialised models of transformers, one a family or variant, and the rows that they are fed.
+
+Nothing here imports PyTorch until a reference is built, so that the cases can be listed without it. Every
+parameter is drawn anew, norm scales and biases too, and the numbers of each configuration are such that a part
+that is left out or misread changes the logits: short windows, small caps, large epsilons, rotary bases within
+reach of a row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+LENGTH = 14  # of a row, beyond every window below
+VOCABULARY = 61  # no multiple of anything
+GPT2 = {
+    "vocab_size": VOCABULARY,
+    "n_positions": 20,
+    "n_embd": 16,
+    "n_head": 4,
+    "n_layer": 2,
+    "layer_norm_epsilon": 0.02,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+WIDTHS = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 0.02,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+GEMMA = {**WIDTHS, "head_dim": 6, "pad_token_id": 0}
+CAPS = {"attn_logit_softcapping": 1.5, "final_logit_softcapping": 3.0, "query_pre_attn_scalar": 10}
+BERT = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "max_position_embeddings": 20,
+    "layer_norm_eps": 0.02,
+}
+
+
+def rotary(theta: float, rope_type: str = "default", **scaling) -> dict:
+    return {"rope_theta": theta, "rope_type": rope_type, **scaling}
+
+
+LLAMA3 = rotary(
+    100.0,
+    rope_type="llama3",
+    factor=8.0,
+    low_freq_factor=1.0,
+    high_freq_factor=4.0,
+    original_max_position_embeddings=32,
+)
+
+
+BERT_OUTPUTS = {
+    "BertForPreTraining": ("logits", "next_sentence"),
+    "BertForQuestionAnswering": ("spans",),
+    "BertForSequenceClassification": ("sequence",),
+    "BertForTokenClassification": ("token",),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A reference: the class of transformers that computes it, and its configuration."""
+
+    architecture: str
+    settings: dict = field(hash=False)
+    unit_offset: bool = False  # norms multiply by 1 + weight
+    dead: tuple[str, ...] = ()  # how parameters' names end whose gradient is zero for any loss
+
+    @property
+    def encoder(self) -> bool:
+        return self.architecture.startswith("Bert")
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The outputs compared, by our names; `logits` are those over the vocabulary."""
+        return BERT_OUTPUTS.get(self.architecture, ("logits",))
+
+    @property
+    def pretrained(self) -> bool:
+        """Whether its loss is one of pre-training."""
+        return "logits" in self.outputs
+
+
+# Without rotary positions a key's bias adds the same to all scores of a query, which softmax takes out.
+UNSEEN = ("self.key.bias",)
+CASES = {
+    "gpt2": Case("GPT2LMHeadModel", GPT2),
+    "gpt_neo": Case(
+        "GPTNeoForCausalLM",
+        {
+            "vocab_size": VOCABULARY,
+            "max_position_embeddings": 20,
+            "hidden_size": 16,
+            "num_layers": 4,
+            "num_heads": 4,
+            "intermediate_size": 24,
+            "attention_types": [[["global", "local"], 2]],
+            "window_size": 5,
+            "layer_norm_epsilon": 0.02,
+            "bos_token_id": 0,
+            "eos_token_id": 0,
+        },
+    ),
+    "llama": Case("LlamaForCausalLM", {**WIDTHS, "num_hidden_layers": 2, "rope_parameters": rotary(100.0)}),
+    "llama3": Case(
+        "LlamaForCausalLM",
+        {**WIDTHS, "head_dim": 8, "num_hidden_layers": 2, "rope_parameters": LLAMA3, "tie_word_embeddings": True},
+    ),
+    "llama_linear": Case(
+        "LlamaForCausalLM",
+        {
+            **WIDTHS,
+            "num_hidden_layers": 2,
+            "rope_parameters": rotary(50.0, rope_type="linear", factor=2.5),
+            "attention_bias": True,
+            "mlp_bias": True,
+        },
+    ),
+    "mistral": Case(
+        "MistralForCausalLM",
+        {**WIDTHS, "num_hidden_layers": 2, "head_dim": 6, "sliding_window": 5, "rope_parameters": rotary(100.0)},
+    ),
+    "qwen2": Case(
+        "Qwen2ForCausalLM",
+        {**WIDTHS, "num_hidden_layers": 2, "rope_parameters": rotary(100.0), "tie_word_embeddings": True},
+    ),
+    "qwen2_window": Case(
+        "Qwen2ForCausalLM",
+        {
+            **WIDTHS,
+            "num_hidden_layers": 3,
+            "rope_parameters": rotary(100.0),
+            "use_sliding_window": True,
+            "sliding_window": 5,
+            "max_window_layers": 1,
+        },
+    ),
+    "qwen3": Case(
+        "Qwen3ForCausalLM", {**WIDTHS, "num_hidden_layers": 2, "head_dim": 6, "rope_parameters": rotary(100.0)}
+    ),
+    "gemma": Case(
+        "GemmaForCausalLM",
+        {**GEMMA, "num_key_value_heads": 1, "num_hidden_layers": 2, "rope_parameters": rotary(100.0)},
+        unit_offset=True,
+    ),
+    "gemma2": Case(
+        "Gemma2ForCausalLM",
+        {**GEMMA, **CAPS, "num_hidden_layers": 3, "sliding_window": 5, "rope_parameters": rotary(100.0)},
+        unit_offset=True,
+    ),
+    "gemma3": Case(
+        "Gemma3ForCausalLM",
+        {
+            **GEMMA,
+            "num_hidden_layers": 7,
+            "sliding_window": 5,
+            "query_pre_attn_scalar": 10,
+            "rope_parameters": {
+                "sliding_attention": rotary(20.0),
+                "full_attention": rotary(500.0, rope_type="linear", factor=2.5),
+            },
+        },
+        unit_offset=True,
+    ),
+    "bert": Case("BertForPreTraining", BERT, dead=UNSEEN),
+    "bert_mlm": Case("BertForMaskedLM", BERT, dead=UNSEEN),
+    "bert_qa": Case("BertForQuestionAnswering", BERT, dead=UNSEEN),
+    "bert_sequence": Case("BertForSequenceClassification", {**BERT, "num_labels": 3}, dead=UNSEEN),
+    "bert_token": Case("BertForTokenClassification", {**BERT, "num_labels": 5}, dead=UNSEEN),
+}
+
+
+def rows(case: Case) -> dict:
+    """A batch of three rows, with the keys that pre-training reads; `segment_ids` 0 is padding.
+
+    One row is full and one is padded at its right; a decoder's third is padded at its left, an encoder's at
+    its right. No real token is id 0, whose embedding some references hold to zero gradient.
+    """
+    generator = np.random.default_rng(7)
+    real = np.ones((3, LENGTH), bool)
+    real[1, 9:] = False
+    real[2, slice(11, None) if case.encoder else slice(0, 3)] = False
+    tokens = np.where(real, generator.integers(1, VOCABULARY, real.shape), 0)
+    positions = np.where(real, np.cumsum(real, axis=1) - 1, 0)
+    batch = {"tokens": tokens, "positions": positions, "segment_ids": real}
+    if case.encoder:
+        batch["token_types"] = np.where(real, np.arange(LENGTH) >= 6, 0)
+        batch["masked_positions"] = np.array([[1, 4, 5, 13], [0, 8, 0, 0], [3, 9, 10, 0]])
+        batch["targets"] = generator.integers(1, VOCABULARY, (3, 4))
+        batch["next_sentence"] = np.array([0, 1, 1])
+        weights = np.array([[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 0]])
+    else:
+        batch["targets"] = np.pad(tokens[:, 1:], ((0, 0), (0, 1)))
+        weights = real & (batch["targets"] > 0)
+    return {name: value.astype(np.int32) for name, value in batch.items()} | {"weights": weights.astype(np.float32)}
+
+
+def cotangents(outputs: dict, batch: dict) -> dict:
+    """Random weights, 0 where a token is padding, of outputs without a loss: their weighted sum is differentiated."""
+    generator = np.random.default_rng(8)
+    found = {name: generator.standard_normal(outputs[name].shape).astype(np.float32) for name in sorted(outputs)}
+    real = batch["segment_ids"] > 0
+    return {name: weight * real[..., None] if weight.ndim == 3 else weight for name, weight in found.items()}
+
+
+def build(case: Case, seed: int = 0):
+    """The reference in evaluation, with every parameter drawn by NumPy, the same on every machine."""
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    architecture = getattr(transformers, case.architecture)
+    model = architecture(architecture.config_class(**case.settings, attn_implementation="eager")).eval()
+    generator = np.random.default_rng(seed)
+    for name, parameter in sorted(model.named_parameters()):
+        noise = generator.standard_normal(tuple(parameter.shape))
+        if parameter.ndim == 2:
+            value = noise * (
+                0.5 if "embed" in name or ".wte." in name or ".wpe." in name else parameter.shape[1] ** -0.5
+            )
+        elif name.endswith("bias") or case.unit_offset:
+            value = 0.3 * noise
+        else:
+            value = 1 + 0.3 * noise
+        parameter.data.copy_(torch.from_numpy(value))
+    return model
