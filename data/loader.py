@@ -6,6 +6,7 @@ import hashlib
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,6 +19,19 @@ DATA_ORDER_VERSION = 1  # of the order below; a run resumes only under its own
 Batch = dict[str, np.ndarray]
 
 
+class Fill(NamedTuple):
+    """Which places of a batch hold rows: of every `parts` in turn the first `used`. The others are padding."""
+
+    first: int  # row of the stream with which the batch begins
+    used: int
+    parts: int
+
+    def rows_before(self, place: int) -> int:
+        """Rows at the places before `place`."""
+        turns, rest = divmod(place, self.parts)
+        return turns * self.used + min(rest, self.used)
+
+
 class Loader:
     """The infinite stream of rows, a new permutation each epoch, cut into batches.
 
@@ -25,15 +39,25 @@ class Loader:
     start of the next. Everything follows from (rows, store fingerprint, seed, step): calls leave no trace.
     """
 
-    def __init__(self, rows: Rows, batch_size: int, seed: int, shuffle: bool):
+    def __init__(
+        self, rows: Rows, batch_size: int, seed: int, shuffle: bool, fill: Callable[[int], Fill] | None = None
+    ):
+        """`fill` says what of the batch of a step holds rows; None: all of it."""
         self.rows, self.batch_size, self.seed, self.shuffle = rows, batch_size, seed, shuffle
+        self.fill = fill or (lambda step: Fill(step * batch_size, 1, 1))
 
     def batch(self, step: int, start: int = 0, stop: int | None = None) -> Batch:
         """Rows start..stop, by default all, of the global batch of `step`: [stop - start, length] each."""
         stop = self.batch_size if stop is None else stop
-        first, last = step * self.batch_size + start, step * self.batch_size + stop
+        fill = self.fill(step)
+        first, last = (fill.first + fill.rows_before(place) for place in (start, stop))
         epochs = np.array([index // len(self.rows) for index in range(first, last)], dtype=np.int64)
-        return self.rows.rows(self._rows(first, last), stop - start, epochs)
+        found = self.rows.rows(self._rows(first, last), stop - start, epochs)
+        if fill.used == fill.parts:
+            return found
+        padding = np.arange(start, stop) % fill.parts >= fill.used
+        order = np.argsort(np.argsort(padding, kind="stable"))  # rows come first in `found`, padding behind them
+        return {key: value[order] for key, value in found.items()}
 
     def row_index(self, index: int) -> tuple[int, int]:
         """(epoch, row) of the `index`-th row of the stream."""

@@ -13,6 +13,7 @@ from data.config import SMALLEST_BPE, BpeTokenizer, ByteTokenizer, MaskedObjecti
 from data.errors import ConfigError
 from data.schema import BELOW_ONE, COUNT, NOT_NEGATIVE, POSITIVE, SHARE, Rule, refusals, split_duration
 from train.duration import to_steps
+from train.ramp import batches_of
 
 if TYPE_CHECKING:  # train.config imports this module
     from train.config import Config, Duration, Group, Mesh
@@ -46,6 +47,8 @@ RULES = {
     "optim.ema_decay": INSIDE,
     "train.batch_size": COUNT,
     "train.accumulate": COUNT,
+    "train.batch_ramp.start": COUNT,
+    "train.batch_ramp.increment": COUNT,
     "train.seed": NOT_NEGATIVE,
     "train.z_loss": NOT_NEGATIVE,
     "train.loss_chunks": COUNT,
@@ -66,7 +69,7 @@ def check(config: Config) -> None:
     problems += [(f"data.{key}", clash) for key, clash in data.config.check(config.data)]
     problems += refusals(config, RULES) + _check_groups(config.optim.groups) + _check_mesh(config.mesh)
     if not problems:  # the checks below divide and compare what the ones above have found sound
-        problems = _check_shapes(config) + _check_objective(config) + _check_durations(config)
+        problems = _check_shapes(config) + _check_objective(config) + _check_ramp(config) + _check_durations(config)
     if problems:
         raise ConfigError("; ".join(f"{key} {clash}" for key, clash in problems))
 
@@ -171,19 +174,53 @@ def _check_objective(config: Config) -> list[tuple[str, str]]:
     return [(key, clash) for bad, key, clash in checks if bad]
 
 
-def known_steps(config: Config, duration: Duration, total: int | None) -> int | None:
-    """The steps of `duration` in a run of `total`, where no token store is needed to know them; else None."""
+def _check_ramp(config: Config) -> list[tuple[str, str]]:
+    """Whether the batch can grow to its size by whole micro-batches, and its durations still say something."""
+    train, ramp = config.train, config.train.batch_ramp
+    if ramp.name == "none" or train.batch_size % train.accumulate:
+        return []
+    rows, whole = train.batch_size // train.accumulate, train.batch_size - ramp.start
+    kept = config.checkpoint.keep_every
+    checks = (
+        (
+            ramp.start % rows != 0,
+            "train.batch_ramp.start",
+            f"is {ramp.start}, no multiple of a micro-batch of {rows} rows; raise train.accumulate, or start with more",
+        ),
+        (
+            ramp.increment % rows != 0,
+            "train.batch_ramp.increment",
+            f"is {ramp.increment}, no multiple of a micro-batch of {rows} rows; raise train.accumulate or it",
+        ),
+        (
+            whole < 1 or whole % ramp.increment != 0,
+            "train.batch_ramp.start",
+            f"is {ramp.start}, from which steps of train.batch_ramp.increment {ramp.increment} do not lead to "
+            f"train.batch_size {train.batch_size}",
+        ),
+        (
+            split_duration(ramp.duration)[1] != "tokens",
+            "train.batch_ramp.duration",
+            f'is {json.dumps(ramp.duration)}, must be in tokens, such as "4e9 tokens"',
+        ),
+        (
+            kept is not None and split_duration(kept)[1] in ("tokens", "epochs"),
+            "checkpoint.keep_every",
+            f"is {json.dumps(kept)}, but while train.batch_ramp lasts steps have different sizes; give it in steps",
+        ),
+    )
+    return [(key, clash) for bad, key, clash in checks if bad]
+
+
+def known_steps(config: Config, duration: Duration, total: int | None, **place: int | None) -> int | None:
+    """The steps of `duration` in a run of `total`, where no token store is needed to know them; else None.
+
+    `place` is the `start` or the `end` that `to_steps` counts from.
+    """
     unit = split_duration(duration)[1]
     if unit == "epochs" or (unit == "%" and total is None):
         return None
-    rows = config.train.batch_size
-    return to_steps(
-        duration,
-        total_steps=total,
-        tokens_per_step=rows * config.data.length,
-        rows_per_step=rows,
-        rows_per_epoch=1,
-    )
+    return to_steps(duration, total_steps=total, batches=batches_of(config), rows_per_epoch=1, **place)
 
 
 def _check_durations(config: Config) -> list[tuple[str, str]]:
@@ -207,9 +244,12 @@ def _check_schedule(config: Config, total: int | None) -> list[tuple[str, str]]:
     """Whether the warm-up and the decay fit one after another into the run's `total` steps."""
     schedule, used = vars(config.optim.schedule), 0
     for key in ("warmup", "decay"):
-        duration = schedule.get(key, 0)
+        duration = schedule.get(key)
+        if duration is None:
+            continue
         amount, unit = split_duration(duration)
-        used += known_steps(config, duration, total) or 0
+        last = key == "decay" and schedule["name"] == "wsd"
+        used += known_steps(config, duration, total, **({"end": total} if last else {"start": used})) or 0
         if (unit == "%" and amount > 100) or (total is not None and used > total):
             after = " after the warm-up" if key == "decay" else ""
             clash = f"is {json.dumps(duration)}, which does not fit{after} into train.steps"

@@ -97,7 +97,8 @@ class Constant:
 class Linear:
     name: str = "linear"
     warmup: Duration = "1%"
-    final: float = 0.0  # share of the peak at the last step
+    final: float = 0.0  # share of the peak at the end of the decay, and after it
+    decay: Duration | None = None  # from the end of the warm-up; None: to the last step
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,7 @@ class Cosine:
     name: str = "cosine"
     warmup: Duration = "1%"
     final: float = 0.1
+    decay: Duration | None = None  # from the end of the warm-up; None: to the last step
 
 
 @dataclass(frozen=True)
@@ -145,10 +147,26 @@ class Optim:
 
 
 @dataclass(frozen=True)
+class NoRamp:
+    name: str = "none"
+
+
+@dataclass(frozen=True)
+class LinearRamp:
+    """Brown et al. 2020: the batch grows in proportion to the tokens read, by whole micro-batches."""
+
+    name: str = "linear"
+    start: int = 16  # rows of the first step; a multiple of a micro-batch
+    increment: int = 16  # rows by which it grows at a time; a multiple of a micro-batch
+    duration: Duration = "4e9 tokens"  # until the batch is whole; in tokens
+
+
+@dataclass(frozen=True)
 class Train:
     steps: Duration = 1000  # attempted updates
     batch_size: int = 8  # rows of the global batch
     accumulate: int = 1  # micro-batches a step
+    batch_ramp: NoRamp | LinearRamp = NoRamp()  # fewer rows at first
     seed: int = 0
     z_loss: float = 0.0  # coefficient of the squared log-partition
     loss_chunks: int = 1  # parts of a row whose logits exist at a time; 1: all at once

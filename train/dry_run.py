@@ -10,6 +10,7 @@ from train import flops, mesh
 from train.assembly import assemble
 from train.checks import known_steps
 from train.config import Config
+from train.ramp import batches_of
 
 
 def describe(config: Config) -> str:
@@ -19,6 +20,7 @@ def describe(config: Config) -> str:
     tokens = train.batch_size * length
     per_token = flops.of_training(config, assembly.declarations)
     steps = known_steps(config, train.steps, None)
+    read = None if steps is None else batches_of(config).before(steps) * length
     count = flops.parameter_count(assembly.declarations)
     state = {name: bytes_per_device(getattr(assembly.abstract, name)) for name in ("params", "opt_state", "ema")}
     gradients = state["params"]
@@ -30,9 +32,9 @@ def describe(config: Config) -> str:
         f"batch       {train.batch_size} rows x {length} = {tokens:,} tokens a step, "
         f"{train.accumulate} micro-batches; " + ", ".join(f"{key} {list(shape)}" for key, shape in batch.items()),
         f"run         {steps if steps is not None else train.steps} steps"
-        + (f", {steps * tokens:,} tokens" if steps is not None else ""),
+        + (f", {read:,} tokens" if read is not None else ""),
         f"FLOPs       {per_token:.4g} a token, {per_token * tokens:.4g} a step"
-        + (f", {per_token * tokens * steps:.4g} the run" if steps is not None else ""),
+        + (f", {per_token * read:.4g} the run" if read is not None else ""),
         "memory      bytes a device: "
         + ", ".join(f"{name} {size:,}" for name, size in state.items())
         + f", gradients {gradients:,}; activations depend on the compiler",

@@ -6,23 +6,26 @@ import math
 
 from data.errors import ConfigError
 from data.schema import split_duration
+from train.ramp import Batches
 
 
 def to_steps(
     duration: int | str,
     *,
     total_steps: int | None,
-    tokens_per_step: int,
-    rows_per_step: int,
+    batches: Batches,
     rows_per_epoch: int,
+    start: int = 0,
+    end: int | None = None,
 ) -> int:
-    """The fewest whole steps that cover `duration`.
+    """The fewest whole steps that cover `duration`, counted from step `start` or, where it is given, before `end`.
+
+    Tokens are input positions, those of padded rows' ends included; rows that a ramp leaves out do not count.
 
     Args:
         duration: a number of steps, or text with a unit.
         total_steps: steps of the run, of which "10%" is a share; None while `train.steps` itself is resolved.
-        tokens_per_step: input positions of the global batch, padding included.
-        rows_per_step: rows of the global batch.
+        batches: the rows of each step.
         rows_per_epoch: rows of one pass over the training data.
 
     Raises:
@@ -36,8 +39,7 @@ def to_steps(
         if total_steps is None:
             raise ConfigError(f"train.steps is {duration!r}, a share of itself; give steps, tokens or epochs")
         return math.ceil(amount * total_steps / 100)
-    if unit == "tokens":
-        return math.ceil(amount / tokens_per_step)
-    if unit == "epochs":
-        return math.ceil(amount * rows_per_epoch / rows_per_step)
-    return int(amount)
+    if unit == "steps":
+        return int(amount)
+    rows = math.ceil(amount / batches.length if unit == "tokens" else amount * rows_per_epoch)
+    return batches.steps(rows, start) if end is None else batches.last_steps(rows, end)

@@ -90,11 +90,14 @@ def compile_step(session: Session):
     step = Step(
         task=assembly.task,
         optimizer=assembly.optimizer,
-        schedule=schedule.build(config.optim.schedule, config.optim.learning_rate, plan.total_steps, plan.resolve),
+        schedule=schedule.build(
+            config.optim.schedule, config.optim.learning_rate, plan.total_steps, plan.resolve, plan.batches
+        ),
         seed=config.train.seed,
         accumulate=config.train.accumulate,
         clip_norm=config.optim.clip_norm,
         ema_decay=config.optim.ema_decay,
+        micro_batches=schedule.micro_batches(plan.batches, config.train.accumulate),
     )
     shardings = jax.tree.map(lambda leaf: leaf.sharding, assembly.abstract)
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from functools import partial
 
 from data.errors import ConfigError
+from data.schema import split_duration
 from train.config import Config, Duration
 from train.duration import to_steps
+from train.ramp import Batches, batches_of
 
 # What an evaluation under each objective gives that is best where it is lowest.
 EVALUATED = {
@@ -18,29 +20,37 @@ EVALUATED = {
 
 
 @dataclass(frozen=True)
+class Every:
+    """An interval that begins again where it ends: so many steps or, where batches grow, so many rows."""
+
+    amount: int
+    done: Callable[[int], int]  # how much of it the steps up to one have done
+
+    def due(self, step: int) -> bool:
+        """Whether `step`, counted from 1, ends an interval."""
+        return self.done(step) // self.amount > self.done(step - 1) // self.amount
+
+
+@dataclass(frozen=True)
 class Plan:
     total_steps: int
-    eval_every: int
-    save_every: int
-    keep_every: int | None
-    resolve: Callable[[Duration], int]  # a duration of this run in steps
+    eval_every: Every
+    save_every: Every
+    keep_every: int | None  # steps
+    resolve: Callable[..., int]  # a duration of this run in steps, from `start` on or before `end`
+    batches: Batches
 
     def eval_due(self, step: int) -> bool:
-        return step % self.eval_every == 0 or step == self.total_steps
+        return self.eval_every.due(step) or step == self.total_steps
 
     def save_due(self, step: int) -> bool:
-        return step % self.save_every == 0 or step == self.total_steps
+        return self.save_every.due(step) or step == self.total_steps
 
 
 def make_plan(config: Config, rows_per_epoch: int) -> Plan:
     """Every duration of `config` in steps. ConfigError where one is shorter than a step."""
-    rows = config.train.batch_size
-    convert = partial(
-        to_steps,
-        tokens_per_step=rows * config.data.length,
-        rows_per_step=rows,
-        rows_per_epoch=rows_per_epoch,
-    )
+    batches = batches_of(config)
+    convert = partial(to_steps, batches=batches, rows_per_epoch=rows_per_epoch)
     total_steps = convert(config.train.steps, total_steps=None)
     resolve = partial(convert, total_steps=total_steps)
     every = {
@@ -55,4 +65,13 @@ def make_plan(config: Config, rows_per_epoch: int) -> Plan:
     best, evaluated = config.checkpoint.best, EVALUATED[config.data.objective.name]
     if best is not None and best not in evaluated:
         raise ConfigError(f"checkpoint.best is {best!r}, must be one of {', '.join(evaluated)}, or none")
-    return Plan(total_steps, steps["eval.every"], steps["checkpoint.every"], steps["checkpoint.keep_every"], resolve)
+    intervals = (every_of(config.eval.every, resolve, batches), every_of(config.checkpoint.every, resolve, batches))
+    return Plan(total_steps, *intervals, steps["checkpoint.keep_every"], resolve, batches)
+
+
+def every_of(duration: Duration, resolve: Callable[..., int], batches: Batches) -> Every:
+    """The interval of a duration. Under a ramp tokens and epochs are counted in rows, which its steps differ in."""
+    if len(batches.levels) == 1 or split_duration(duration)[1] in ("steps", "%"):
+        return Every(resolve(duration), lambda step: step)
+    whole = batches.levels[-1].step  # from here on all steps take as many rows
+    return Every(resolve(duration, start=whole) * batches.batch_size, batches.before)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import jax
 
 from data.errors import ConfigError, UserError
-from data.loader import DATA_ORDER_VERSION, Loader, evaluation_batches
+from data.loader import DATA_ORDER_VERSION, Fill, Loader, evaluation_batches
 from data.objectives import MaskedRows, check_tokenizer, objective_rows
 from data.packing import Rows
 from data.prepare import Prepared
@@ -18,11 +18,13 @@ from data.schema import config_hash, to_plain
 from train import flops, mesh
 from train.assembly import Assembly
 from train.checkpoint import Checkpointer
+from train.config import Config
 from train.errors import DivergedError
 from train.evaluate import bits_per_byte, evaluate
 from train.metrics import Writers
 from train.plan import Plan
 from train.progress import BarProgress, NoProgress, PlainProgress
+from train.ramp import batches_of
 from train.state import State, all_finite
 
 
@@ -62,7 +64,8 @@ class Feed:
         rows = objective_rows(data, prepared.train, train.seed)
         held_out = prepared.validation
         validation = None if held_out is None else objective_rows(data, held_out, train.seed, held_out=True)
-        return Feed(assembly, Loader(rows, train.batch_size, train.seed, data.shuffle), validation)
+        loader = Loader(rows, train.batch_size, train.seed, data.shuffle, filling(assembly.config))
+        return Feed(assembly, loader, validation)
 
     def batch(self, step: int) -> dict:
         """The global batch of `step`, each process having made its own rows."""
@@ -82,6 +85,16 @@ class Feed:
 
     def _place(self, batch: dict, rows: int) -> dict:
         return mesh.global_batch(batch, self.assembly.batch_shardings(), rows)
+
+
+def filling(config: Config) -> Callable[[int], Fill]:
+    """What of each step's batch holds rows: of each turn of the micro-batches, those that the step takes."""
+    batches, parts = batches_of(config), config.train.accumulate
+
+    def fill(step: int) -> Fill:
+        return Fill(batches.before(step), batches.rows(step) * parts // batches.batch_size, parts)
+
+    return fill
 
 
 @dataclass
@@ -130,7 +143,7 @@ class Session:
 
     def _diverged(self, step: int) -> str:
         loader = self.feed.loader
-        epoch, row = loader.row_index((step - 1) * loader.batch_size)
+        epoch, row = loader.row_index(loader.fill(step - 1).first)
         return (
             f"the loss or its gradient was not finite for {self.counters.bad_streak} steps in a row, up to step {step} "
             f"(train.max_bad_steps). Its batch is loader.batch({step - 1}) under seed {loader.seed}, beginning with "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,7 @@ class Step:
     accumulate: int = 1  # micro-batches
     clip_norm: float | None = None
     ema_decay: float | None = None
+    micro_batches: Callable | None = None  # step -> how many of them hold rows, int32; None: all, always
 
     __name__ = "train_step"  # in logs and profiles
 
@@ -75,10 +77,18 @@ class Step:
             micro_batch, index = inputs
             return jax.tree.map(jnp.add, carry, differentiate(state.params, micro_batch, index)), None
 
+        def add_at(index, carry):
+            at = partial(jax.lax.dynamic_index_in_dim, index=index, keepdims=False)
+            return add(carry, (jax.tree.map(at, micro_batches), index))[0]
+
         micro_batches = split_batch(batch, self.accumulate)
         first = jax.tree.map(lambda x: x[0], micro_batches)
         shapes = jax.eval_shape(differentiate, state.params, first, 0)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes)
+        if self.micro_batches is not None:
+            used = self.micro_batches(state.step)
+            (loss, metrics), grads = jax.lax.fori_loop(jnp.int32(0), used, add_at, zeros)
+            return loss, metrics, grads
         indices = jnp.arange(self.accumulate, dtype=jnp.int32)
         ((loss, metrics), grads), _ = jax.lax.scan(add, zeros, (micro_batches, indices))
         return loss, metrics, grads

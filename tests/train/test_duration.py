@@ -6,9 +6,13 @@ import pytest
 
 from data.errors import ConfigError
 from data.schema import split_duration
+from train.config import LinearRamp, NoRamp
 from train.duration import to_steps
+from train.ramp import Batches
 
-RUN = {"total_steps": 1000, "tokens_per_step": 2048, "rows_per_step": 8, "rows_per_epoch": 100}
+RUN = {"total_steps": 1000, "batches": Batches(8, NoRamp(), 256), "rows_per_epoch": 100}
+# Steps of 2, 2, 4, 6 and then 8 rows of 10 tokens.
+RAMPED = {**RUN, "batches": Batches(8, LinearRamp(start=2, increment=2, duration="120 tokens"), 10)}
 
 
 @pytest.mark.parametrize(
@@ -38,8 +42,33 @@ def test_a_duration_in_steps(duration, steps):
 
 def test_large_numbers_stay_exact():
     """In floating point 1e20 + 1 tokens would be 1e20, and 70 % of 1e17 + 10 steps would round."""
-    assert to_steps("100000000000000000001 tokens", **{**RUN, "tokens_per_step": 10}) == 10**19 + 1
+    assert to_steps("100000000000000000001 tokens", **{**RUN, "batches": Batches(1, NoRamp(), 10)}) == 10**19 + 1
     assert to_steps("70%", **{**RUN, "total_steps": 10**17 + 10}) == 7 * 10**16 + 7
+
+
+@pytest.mark.parametrize(
+    ("duration", "start", "end", "steps"),
+    [
+        ("20 tokens", 0, None, 1),
+        ("21 tokens", 0, None, 2),
+        ("40 tokens", 0, None, 2),
+        ("41 tokens", 0, None, 3),
+        ("140 tokens", 0, None, 4),
+        ("141 tokens", 0, None, 5),
+        ("100 tokens", 2, None, 2),
+        ("101 tokens", 2, None, 3),
+        ("80 tokens", 0, 3, 3),
+        ("60 tokens", 0, 3, 2),
+        ("61 tokens", 0, 3, 3),
+        ("1e3 tokens", 0, 3, 3),
+        ("0.2 epochs", 0, None, 5),
+        (5, 3, None, 5),
+        ("10%", 3, None, 100),
+    ],
+)
+def test_a_duration_under_a_ramp(duration, start, end, steps):
+    """Tokens are those that steps of their own sizes read, wherever the counting begins or ends."""
+    assert to_steps(duration, **RAMPED, start=start, end=end) == steps
 
 
 def test_a_share_of_itself_is_refused():

@@ -43,7 +43,7 @@ def test_parts_of_a_run():
             "optim.schedule": WarmupStableDecay(),
         }
     )
-    assert (found.total_steps, found.eval_every, found.save_every, found.keep_every) == (45, 5, 5, 23)
+    assert (found.total_steps, found.eval_every.amount, found.save_every.amount, found.keep_every) == (45, 5, 5, 23)
     assert (found.resolve("20%"), found.resolve("100%"), found.resolve(3)) == (9, 45, 3)
 
 

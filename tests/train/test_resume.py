@@ -8,7 +8,7 @@ from data.config import TextSource
 from data.errors import ConfigError
 from data.schema import leaves, to_plain
 from model.config import Layer, Model
-from train.config import Config, Lion, WarmupStableDecay
+from train.config import Config, Constant, Lion, WarmupStableDecay
 from train.resume import ABSENT, KINDS, Change, changes, check_resume, kind
 
 BASE = Config()
@@ -80,8 +80,14 @@ def test_another_schedule_shows_the_fields_that_come_and_go():
     lines = check_resume(to_plain(BASE), changed("optim", schedule=WarmupStableDecay()))
     assert lines == [
         'optim.schedule.name: "cosine" -> "wsd"',
-        'optim.schedule.decay: absent -> "20%"',
+        'optim.schedule.decay: null -> "20%"',
         "optim.schedule.final: 0.1 -> 0.0",
+    ]
+    assert check_resume(changed("optim", schedule=WarmupStableDecay()), changed("optim", schedule=Constant())) == [
+        'optim.schedule.name: "wsd" -> "constant"',
+        'optim.schedule.warmup: "1%" -> 0',
+        'optim.schedule.decay: "20%" -> absent',
+        "optim.schedule.final: 0.0 -> absent",
     ]
 
 

@@ -47,7 +47,7 @@ def schedules(warmup, decay=4):
 
 
 def built(config, total, peak=1.0):
-    return schedule.build(config, peak, total, lambda duration: duration)
+    return schedule.build(config, peak, total, lambda duration, **_: duration)
 
 
 def closed_form(config, total, step):
@@ -171,7 +171,7 @@ def test_decay_longer_than_the_run_begins_at_the_peak():
 def test_durations_are_resolved_by_the_run():
     asked = []
 
-    def resolve(duration):
+    def resolve(duration, **_):
         asked.append(duration)
         return {"10%": 10, "2 epochs": 30}[duration]
 
