@@ -1,25 +1,81 @@
-"""BERT (Devlin et al. 2018): masked tokens and next sentences, on pairs of sentences.
+"""BERT (Devlin et al. 2018; the small ones Turc et al. 2019): masked tokens and next sentences, on pairs of sentences.
 
     configs/bert.py:debug               2 layers x 64, on the text that every Python carries
+    configs/bert.py:tiny                2 layers x 128         configs/bert.py:base-uncased    12 layers x 768
+    configs/bert.py:mini                4 layers x 256         configs/bert.py:base-cased      12 layers x 768
+    configs/bert.py:small               4 layers x 512         configs/bert.py:base-chinese    12 layers x 768
+    configs/bert.py:medium              8 layers x 512         configs/bert.py:large-uncased   24 layers x 1024
+                                                               configs/bert.py:large-cased     24 layers x 1024
 
 The debug size needs nothing but this repository:
 
     python -m train.main --config configs/bert.py:debug --workdir runs/bert-debug
 
+The others read your text and BERT's vocabulary:
+
+    python -m train.main --config configs/bert.py:base-uncased --workdir runs/bert-base \
+        --config.data.source.paths='text/*.txt' --config.data.tokenizer.path=vocab.txt
+
+They take BERT's million steps of 256 rows at 128 tokens. BERT took the last tenth of them at 512, which is a second run
+with `--config.train.init_from=runs/bert-base --config.data.length=512 --config.data.objective.max_predictions=77` and
+the learning rate that is left. Masks that are new in every epoch (Liu et al. 2019) are
+`--config.data.objective.copies=none`.
+
 Rows are `[CLS] A [SEP] B [SEP]`; 15 % of the tokens are predicted, and whether B follows A. The optimizer is that of
 BERT's code: AdamW without bias correction, under which everything but norms and biases decays.
 """
 
-from data.config import MaskedObjective, WordPieceTokenizer
+from typing import NamedTuple
+
+from data.config import FileTokenizer, MaskedObjective, TextSource, WordPieceTokenizer
 from model.config import LearnedPositions, Model
 from train.config import AdamW, Linear, Optim, defaults
+
+
+class Size(NamedTuple):
+    layers: int
+    embed: int
+    heads: int
+    vocab: int = 30522
+    lowercase: bool = True  # and without accents
+
+
+SIZES = {
+    "tiny": Size(2, 128, 2),
+    "mini": Size(4, 256, 4),
+    "small": Size(4, 512, 8),
+    "medium": Size(8, 512, 8),
+    "base-uncased": Size(12, 768, 12),
+    "base-cased": Size(12, 768, 12, vocab=28996, lowercase=False),
+    "base-chinese": Size(12, 768, 12, vocab=21128),
+    "large-uncased": Size(24, 1024, 16),
+    "large-cased": Size(24, 1024, 16, vocab=28996, lowercase=False),
+}
 
 
 def get_config(arg: str | None = None):
     """The configuration of one size."""
     if arg == "debug":
         return debug()
-    raise ValueError(f"the size is {arg or 'missing'}, must be debug, as in configs/bert.py:debug")
+    if arg not in SIZES:
+        sizes = ", ".join(("debug", *SIZES))
+        raise ValueError(f"the size is {arg or 'missing'}, must be one of {sizes}, as in configs/bert.py:base-uncased")
+    size, config = SIZES[arg], defaults()
+    architecture(config.model, size.layers, size.embed, size.heads)
+    optimizer(config.optim, learning_rate=1e-4)
+    config.model.vocab_size = size.vocab
+    config.model.dtype = "bfloat16"
+    config.data.source = TextSource()
+    config.data.tokenizer = FileTokenizer(lowercase=size.lowercase)
+    config.data.objective = MaskedObjective(max_predictions=20, next_sentence=True, copies=10)
+    config.data.length = 128
+    config.optim.schedule.warmup = "10000 steps"
+    config.train.steps = 1_000_000
+    config.train.batch_size = 256
+    config.checkpoint.every = 10_000
+    config.eval.every = 10_000
+    config.mesh.data, config.mesh.fsdp = 1, -1
+    return config
 
 
 def architecture(model: Model, layers: int, embed: int, heads: int, positions: int = 512):

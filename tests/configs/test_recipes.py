@@ -12,7 +12,10 @@ from train.config import check_devices, load
 ROOT = Path(__file__).parents[2]
 SIZES = {
     "quickstart": [None],
-    "bert": ["debug"],
+    "bert": [
+        *("debug", "tiny", "mini", "small", "medium"),
+        *("base-uncased", "base-cased", "base-chinese", "large-uncased", "large-cased"),
+    ],
     "gpt2": ["debug", "124m", "350m", "774m", "1.5b"],
     "gpt3": ["debug", "125m", "350m", "760m", "1.3b", "2.7b", "6.7b", "13b", "175b"],
     "llama": ["debug", "1b", "3b", "8b", "70b", "405b", "2-7b", "2-13b", "2-70b", "smollm2-135m"],
