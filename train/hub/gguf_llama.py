@@ -15,6 +15,7 @@ from tokenizers import decoders, models, pre_tokenizers
 from data.errors import DataError
 from train.hub.gguf import Gguf
 from train.hub.tensors import Selector, Tensor
+from train.hub.tokenizer_files import beginning
 
 OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 BLOCK = {
@@ -168,4 +169,7 @@ def tokenizer_of(gguf: Gguf, path: Path) -> tuple[dict | None, str | None]:
         for i, token in enumerate(tokens)
         if types is not None and types[i] in (CONTROL, USER_DEFINED)
     ]
+    first = metadata.get("tokenizer.ggml.bos_token_id")
+    if metadata.get("tokenizer.ggml.add_bos_token") is True and isinstance(first, int) and 0 <= first < len(tokens):
+        content["post_processor"] = beginning(tokens[first], first)
     return content, None

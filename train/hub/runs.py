@@ -194,7 +194,7 @@ def expression(model: Model, family: str | None, length: int, paths: list[str]) 
 
 
 def end_of_text(run: Path, config: Config) -> str | None:
-    """The token between documents, of a decoder that has a tokenizer."""
+    """The token that begins a document, of a decoder that has a tokenizer."""
     if not config.model.attention.causal or not (run / "tokenizer.json").exists():
         return None
     setting = config.data.tokenizer

@@ -20,7 +20,7 @@ class Source:
     config: Mapping[str, Any]  # a config.json
     tensors: Mapping[str, Tensor]
     tokenizer: dict | None  # content of a tokenizer.json
-    end_of_text: str | None  # the token that stands between documents
+    end_of_text: str | None  # what data.tokenizer.end_of_text must say
     notes: tuple[str, ...]  # what its user should know
 
 

@@ -12,7 +12,7 @@ import tokenizers
 from data import wordpiece
 from data.errors import DataError
 from data.files import storage_errors
-from data.tokenizer import CLS_NAMES, END_OF_TEXT_NAMES, MASK_NAMES
+from data.tokenizer import END_OF_TEXT_NAMES, MASK_NAMES
 from train.rundir import read_json
 
 SPECIAL = {
@@ -77,18 +77,45 @@ def vocabulary_of(content: dict, path: Path) -> dict[str, int]:
 
 
 def end_of_text(content: dict | None, settings: Mapping[str, Any], config: Mapping[str, Any], path: Path) -> str | None:
-    """What `data.tokenizer.end_of_text` must say; None where the tokenizer is found to have a usual name."""
+    """What `data.tokenizer.end_of_text` must say: the token that begins a document, as the model has seen it.
+
+    That is what the tokenizer itself puts before a text (Llama's and Gemma's beginning of text), else the end of
+    text. None where the loader finds the same by its usual names: always so for an encoder.
+    """
     if content is None:
         return None
     vocabulary = vocabulary_of(content, path)
-    usual = END_OF_TEXT_NAMES + (CLS_NAMES if any(name in vocabulary for name in MASK_NAMES) else ())
-    if any(name in vocabulary for name in usual):
+    if any(name in vocabulary for name in MASK_NAMES):
+        return None
+    begins = first_special(content.get("post_processor")) if settings.get("add_bos_token") is not False else None
+    if begins in vocabulary:
+        return begins
+    if any(name in vocabulary for name in END_OF_TEXT_NAMES):
         return None
     named = settings.get("eos_token")
     named = named.get("content") if isinstance(named, dict) else named
     by_id = {index: token for token, index in vocabulary.items()}
     index = config.get("eos_token_id")
     return named or by_id.get(index[0] if isinstance(index, list) and index else index)
+
+
+def first_special(processor: Mapping | None) -> str | None:
+    """The special token that a post-processor puts before a text."""
+    parts = [processor or {}, *((processor or {}).get("processors") or [])]
+    templates = [part["single"] for part in parts if part.get("type") == "TemplateProcessing"]
+    return next((each[0]["SpecialToken"]["id"] for each in templates if each and "SpecialToken" in each[0]), None)
+
+
+def beginning(token: str, index: int) -> dict:
+    """The post-processor that puts `token`, of id `index`, before a text."""
+    before = [{"SpecialToken": {"id": token, "type_id": 0}}]
+    texts = [{"Sequence": {"id": name, "type_id": number}} for number, name in enumerate("AB")]
+    return {
+        "type": "TemplateProcessing",
+        "single": [*before, texts[0]],
+        "pair": [*before, *texts],
+        "special_tokens": {token: {"id": token, "ids": [index], "tokens": [token]}},
+    }
 
 
 def pair_template(content: dict) -> dict | None:
@@ -109,7 +136,7 @@ def pair_template(content: dict) -> dict | None:
 def write(run: Path, directory: Path, end: str | None, length: int) -> dict[str, int]:
     """Write a run's tokenizer.json into an export, and the files that tell its special tokens.
 
-    Returns the ids that config.json names. `end`: the token that stands between documents, None for an encoder.
+    Returns the ids that config.json names. `end`: the token that begins a document, None for an encoder.
     """
     content = read_json(run / "tokenizer.json")
     if content is None:
@@ -122,7 +149,8 @@ def write(run: Path, directory: Path, end: str | None, length: int) -> dict[str,
         if any(name in vocabulary for name in names)
     }
     if end is not None:
-        special |= {"bos_token": end, "eos_token": end}
+        ends = end if end in END_OF_TEXT_NAMES else next((t for t in END_OF_TEXT_NAMES if t in vocabulary), end)
+        special |= {"bos_token": end, "eos_token": ends}
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": length,

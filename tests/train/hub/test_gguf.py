@@ -5,12 +5,14 @@ import struct
 
 import numpy as np
 import pytest
+import tokenizers
 
 from data.errors import DataError
 from data.tokenizer import Tokenizer
 from tests.train.hub.gguf_files import F16, F32, Q4_0, Q4_1, Q8_0, f32, gguf, q8_0, text, typed
 from train.hub import gguf as reader
 from train.hub.gguf_llama import PermutedRows, config_of, interleaved, tensors_of, tokenizer_of
+from train.hub.tokenizer_files import first_special
 
 generator = np.random.default_rng(0)
 
@@ -236,6 +238,13 @@ def test_control_tokens_are_special(tmp_path):
         ("<|im_end|>", True),
     ]
     json.dumps(content)
+
+
+def test_a_beginning_of_text_that_the_file_asks_for_is_put_before_texts(tmp_path):
+    asked = {"tokenizer.ggml.add_bos_token": True, "tokenizer.ggml.bos_token_id": 1}
+    content, _ = tokenizer_of(read(tmp_path, gguf({**LLAMA, **WORDS, **asked}, EMBEDDING)), tmp_path)
+    assert tokenizers.Tokenizer.from_str(json.dumps(content)).encode("ab").ids == [1, 7]
+    assert first_special(content["post_processor"]) == "<|im_end|>"
 
 
 @pytest.mark.parametrize("changes", [{"tokenizer.ggml.model": "llama"}, {"tokenizer.ggml.pre": "default"}])

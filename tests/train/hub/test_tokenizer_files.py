@@ -1,0 +1,70 @@
+"""Tokenizers beside published weights: which token begins a document, and what an export tells of special tokens."""
+
+import json
+
+import pytest
+import tokenizers
+from tokenizers import models, processors
+
+from data.errors import DataError
+from train.hub import tokenizer_files
+from train.hub.tokenizer_files import end_of_text, first_special
+
+
+def content(tokens: list[str], before: str | None = None, sequence: bool = False) -> dict:
+    """A tokenizer.json of whole words, which puts `before` before a text."""
+    made = tokenizers.Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token=tokens[0]))
+    if before is not None:
+        template = processors.TemplateProcessing(
+            single=f"{before} $A", pair=f"{before} $A $B", special_tokens=[(before, tokens.index(before))]
+        )
+        made.post_processor = processors.Sequence([processors.ByteLevel(), template]) if sequence else template
+    return json.loads(made.to_str())
+
+
+LLAMA = ["<unk>", "<s>", "</s>", "a"]
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "settings", "config", "expected"),
+    [
+        (content(LLAMA, "<s>"), {}, {}, "<s>"),
+        (content(LLAMA, "<s>", sequence=True), {}, {}, "<s>"),
+        (content(LLAMA, "<s>"), {"add_bos_token": False}, {}, None),
+        (content(LLAMA), {"add_bos_token": True}, {}, None),  # </s>, by its usual name
+        (content(["a", "END"]), {"eos_token": "END"}, {}, "END"),
+        (content(["a", "END"]), {"eos_token": {"content": "END"}}, {}, "END"),
+        (content(["a", "END"]), {}, {"eos_token_id": 1}, "END"),
+        (content(["a", "END"]), {}, {"eos_token_id": [1, 0]}, "END"),
+        (content(["a", "[CLS]", "[SEP]", "[MASK]"], "[CLS]"), {"eos_token": "a"}, {}, None),
+        (None, {"eos_token": "END"}, {}, None),
+    ],
+)
+def test_the_token_that_begins_a_document(tokenizer, settings, config, expected, tmp_path):
+    assert end_of_text(tokenizer, settings, config, tmp_path) == expected
+
+
+def test_what_a_file_puts_first_is_its_own_beginning():
+    made = tokenizer_files.beginning("<s>", 1)
+    assert first_special(made) == "<s>"
+    tokenizer = tokenizers.Tokenizer.from_str(json.dumps({**content(LLAMA), "post_processor": made}))
+    assert tokenizer.encode("a").ids == [1, 3] and tokenizer.encode("a", "a").ids == [1, 3, 3]
+
+
+def test_an_export_tells_where_texts_begin_and_end(tmp_path):
+    run, directory = tmp_path / "run", tmp_path / "hf"
+    run.mkdir()
+    directory.mkdir()
+    (run / "tokenizer.json").write_text(json.dumps(content(LLAMA, "<s>")))
+    assert tokenizer_files.write(run, directory, "<s>", 64) == {"bos_token_id": 1, "eos_token_id": 2}
+    settings = json.loads((directory / "tokenizer_config.json").read_text())
+    assert (settings["bos_token"], settings["eos_token"], settings["unk_token"]) == ("<s>", "</s>", "<unk>")
+    assert json.loads((directory / "tokenizer.json").read_text()) == content(LLAMA, "<s>")
+    assert tokenizer_files.write(tmp_path, directory, None, 64) == {}
+
+
+@pytest.mark.parametrize("text", ["", "[]", "[" * 100_000, '{"model": {"type": "Unheard"}}', '{"model": 3}'])
+def test_a_file_that_is_no_tokenizer_is_refused(text, tmp_path):
+    (tmp_path / "tokenizer.json").write_text(text)
+    with pytest.raises(DataError, match="tokenizer.json"):
+        tokenizer_files.read(tmp_path)
