@@ -14,6 +14,7 @@ from model.parameters import KINDS
 from train.checks import PARAMETER_KINDS, RULES
 from train.config import Config, check, check_devices, defaults, load
 
+MASKED = ["model.attention.causal=false", "data.tokenizer.name=wordpiece", "data.objective.name=masked"]
 RECIPE = "from train.config import defaults\ndef get_config():\n    return defaults()\n"
 
 
@@ -74,6 +75,16 @@ def test_a_loaded_recipe_is_checked(refused):
         (["data.length=0"], ["data.length is 0", "at least 1"]),
         (["data.packing=tight"], ['data.packing is "tight"', "concat, unpacked"]),
         (["data.objective.name=maske"], ["data.objective.name", "causal", "masked"]),
+        (["model.attention.causal=false"], ["model.attention.causal is false", "causal would show"]),
+        (["model.token_types=2"], ["model.token_types is 2", "objective causal"]),
+        (["model.language_head=false"], ["model.language_head is false", "predicts tokens"]),
+        (["data.objective.name=masked"], ["data.objective.name is masked", "bpe has no mask token"]),
+        (MASKED[1:], ["model.attention.causal is true", "both of its sides"]),
+        ([*MASKED, "data.objective.next_sentence=true"], ["model.token_types is 0", "model.heads.next_sentence"]),
+        ([*MASKED, "data.objective.max_predictions=257"], ["max_predictions is 257", "256 tokens"]),
+        ([*MASKED, "train.loss_chunks=8"], ["train.loss_chunks is 8", "data.objective.max_predictions 20"]),
+        ([*MASKED, "data.tokenizer.vocab_size=4097"], ["model.vocab_size is 4096", "wordpiece has 4097"]),
+        ([*MASKED, "data.tokenizer.max_characters=2046"], ["data.tokenizer.vocab_size is 4096", "4097 pieces"]),
         (["data.tokenizer.vocab_size=100"], ["data.tokenizer.vocab_size is 100", "257"]),
         (["data.tokenizer.vocab_size=4097"], ["model.vocab_size is 4096", "4097"]),
         (["data.tokenizer.name=bytes", "model.vocab_size=256"], ["model.vocab_size is 256", "257"]),
@@ -135,6 +146,11 @@ def test_all_clashes_are_told_at_once(refused):
         ["data.tokenizer.name=bytes", "model.vocab_size=257"],
         ["optim.ema_decay=0.999", "eval.ema=true"],
         ["optim.decay_kinds="],
+        [*MASKED, "data.objective.copies=none", "train.loss_chunks=4"],
+        [
+            *(*MASKED, "data.objective.next_sentence=true", "model.token_types=2"),
+            *("model.heads.pooler=true", "model.heads.next_sentence=true"),
+        ],
     ],
 )
 def test_what_can_be_is_not_refused(refused, overrides):

@@ -78,3 +78,11 @@ def test_the_peak_is_the_makers_where_it_is_known_and_measured_elsewhere():
     assert flops.peak_flops(Known(), "bfloat16") == (989e12, "NVIDIA H100 80GB HBM3, bfloat16, as its maker states")
     peak, how = flops.peak_flops(jax.devices()[0], "float32")
     assert 1e8 < peak < 1e15 and "measured" in how
+
+
+def test_flops_of_bert_debug_are_those_counted_by_hand():
+    """Every query sees the row of 64; 10 of its tokens go through the head, its first alone through the others."""
+    config = load("configs/bert.py:debug")
+    layers = 2 * (4 * 64 * 64 + 2 * 64 * 256 + 2 * 64 * 64)
+    heads = 10 / 64 * (64 * 64 + 64 * 1024) + 1 / 64 * (64 * 64 + 64 * 2)
+    assert flops.of_training(config, declared(config.model)) == pytest.approx(6 * (layers + heads))
