@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from data.cli import exit_code
+from data.config import CausalObjective, MaskedObjective
 from data.schema import from_plain
 from model.hub.families import canonical, from_config
 from tests.helpers import replaced, tiny
@@ -53,7 +54,7 @@ def decoder(tmp_path_factory) -> tuple[Path, Path]:
 def test_an_imported_run_is_what_was_published(decoder):
     config = config_of(decoder[1])
     assert config.model == from_config(DECODER)
-    assert config.data.length == DECODER["max_position_embeddings"]
+    assert config.data.length == DECODER["max_position_embeddings"] and config.data.objective == CausalObjective()
     assert Path(config.data.tokenizer.path) == decoder[1] / "tokenizer.json"
     found = inspect.report(decoder[1], None)
     assert found["steps"] == [0] and found["tokens"] == 0 and found["skipped"] == 0
@@ -112,6 +113,7 @@ def test_a_vocabulary_of_bert_becomes_its_tokenizer(lowercase, word, tmp_path):
     assert imported(publish_encoder(tmp_path / "hf", "bert_pretraining", lowercase), tmp_path / "run") == 0
     found = json.loads((tmp_path / "run" / "tokenizer.json").read_text())
     assert found["truncation"] is None and found["padding"] is None
+    assert config_of(tmp_path / "run").data.objective == MaskedObjective(next_sentence=True)
     model, _, tokenizer = generate.load_run(tmp_path / "run")
     assert model.config.heads.next_sentence and model.config.language_head
     assert tokenizer.decode(tokenizer.encode("Hello world中")) == f"{word} world 中"

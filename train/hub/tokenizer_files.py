@@ -39,8 +39,7 @@ def read(directory: Path) -> tuple[dict | None, dict]:
     settings = read_object(directory / "tokenizer_config.json") or {}
     content = read_object(directory / "tokenizer.json")
     if content is None and (directory / "vocab.txt").exists():
-        lowercase = settings.get("do_lower_case", True) is True
-        content = wordpiece.content(wordpiece.read_vocabulary(directory / "vocab.txt"), lowercase)
+        content = wordpiece.content(wordpiece.read_vocabulary(directory / "vocab.txt"), lowercase=True)
         content["post_processor"] = pair_template(content)
     if content is None:
         return None, settings
@@ -157,6 +156,8 @@ def write(run: Path, directory: Path, end: str | None, length: int) -> dict[str,
         "clean_up_tokenization_spaces": False,
         **special,
     }
+    if {"cls_token", "sep_token"} <= special.keys():  # or its readers tell no sentence from the other
+        settings["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
     rules = content.get("normalizer") or {}
     if rules.get("type") == "BertNormalizer":
         settings |= {key: rules[ours] for key, ours in BERT_RULES.items()}

@@ -63,6 +63,15 @@ def test_an_export_tells_where_texts_begin_and_end(tmp_path):
     assert tokenizer_files.write(tmp_path, directory, None, 64) == {}
 
 
+def test_padding_and_truncation_are_turned_off(tmp_path):
+    made = tokenizers.Tokenizer.from_str(json.dumps(content(LLAMA)))
+    made.enable_padding(length=9)
+    made.enable_truncation(2)
+    made.save(str(tmp_path / "tokenizer.json"))
+    found, _ = tokenizer_files.read(tmp_path)
+    assert found == content(LLAMA)
+
+
 @pytest.mark.parametrize("text", ["", "[]", "[" * 100_000, '{"model": {"type": "Unheard"}}', '{"model": 3}'])
 def test_a_file_that_is_no_tokenizer_is_refused(text, tmp_path):
     (tmp_path / "tokenizer.json").write_text(text)
