@@ -10,7 +10,17 @@ from pathlib import Path
 import pytest
 
 from data import tokenizer
-from data.config import BpeTokenizer, ByteTokenizer, Data, FileTokenizer, JsonlSource, TextSource, TfdsSource
+from data.config import (
+    BpeTokenizer,
+    ByteTokenizer,
+    Data,
+    FileTokenizer,
+    JsonlSource,
+    MaskedObjective,
+    TextSource,
+    TfdsSource,
+    WordPieceTokenizer,
+)
 from data.errors import ConfigError, DataError, StorageError
 from data.prepare import gzip_bits_per_byte, prepare, summary
 from data.store import Store
@@ -66,6 +76,33 @@ def test_what_reads_a_store_differently_shares_it(corpus):
     first = prepare(config(corpus))
     again = prepare(config(corpus, length=17, packing="unpacked", shuffle=False, prefetch=0))
     assert first.train.directory == again.train.directory
+
+
+def test_objectives_share_a_store_unless_they_read_marks(corpus):
+    def prepared(**fields):
+        wordpiece = WordPieceTokenizer(vocab_size=300, max_characters=100)
+        return prepare(config(corpus, tokenizer=wordpiece, length=32, **fields))
+
+    causal, masked = prepared(), prepared(objective=MaskedObjective())
+    words = prepared(objective=MaskedObjective(whole_word=True))
+    pairs = prepared(objective=MaskedObjective(next_sentence=True))
+    assert causal.train.directory == masked.train.directory
+    assert [found.train.marks for found in (masked, words, pairs)] == [(), ("words",), ("sentences",)]
+    assert len({found.train.directory for found in (masked, words, pairs)}) == 3
+    assert len({found.train.fingerprint for found in (masked, words, pairs)}) == 3
+    assert pairs.validation.marks == ("sentences",) and pairs.tokenizer.end_of_text_token == "[CLS]"
+    before = files(corpus.parent)
+    prepared(objective=MaskedObjective(next_sentence=True, rate=0.5, copies=1))
+    assert files(corpus.parent) == before
+
+
+def test_a_tokenizer_without_a_mask_is_refused_before_anything_is_written(corpus):
+    path = corpus.parent / "tokenizer.json"
+    tokenizer.byte_tokenizer().save(path)
+    before = files(corpus.parent)
+    with pytest.raises(ConfigError, match="has no mask token"):
+        prepare(config(corpus, tokenizer=FileTokenizer(path=str(path)), objective=MaskedObjective()), vocab_size=1000)
+    assert files(corpus.parent) == before
 
 
 def test_a_changed_file_is_prepared_anew(corpus):
