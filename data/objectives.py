@@ -17,6 +17,7 @@ from data.tokenizer import Tokenizer
 
 Spec = dict[str, tuple[tuple[int, ...], np.dtype, tuple[str, ...]]]
 
+VALIDATION_SEED = 0
 INPUTS = ("tokens", "token_types", "segment_ids", "positions")  # int32 [length]
 PREDICTIONS = {"masked_positions": np.int32, "targets": np.int32, "weights": np.float32}  # [max_predictions]
 
@@ -101,13 +102,13 @@ def check_tokenizer(config: Data, tokenizer: Tokenizer, vocab_size: int):
 
 
 def objective_rows(config: Data, store: Store, seed: int, held_out: bool = False) -> Rows | MaskedRows:
-    """The rows of `store` under the objective; a `held_out` store has one copy of each, whatever `copies` says."""
+    """The rows of `store` under the objective; those of a `held_out` store have one copy, the same under any seed."""
     objective, tokenizer = config.objective, store.tokenizer
     if not isinstance(objective, MaskedObjective):
         return make_rows(store, config.length, config.packing)
     inputs: Rows | PairRows = make_rows(store, config.length, config.packing)
+    seed, copies = (VALIDATION_SEED, 1) if held_out else (seed, objective.copies or 1)
     if objective.next_sentence:
-        copies = 1 if held_out else objective.copies or 1
         index = pair_index(store, config.length, objective.short_rate, copies, seed)
         inputs = PairRows(store, config.length, index)
     special = {tokenizer.cls, tokenizer.sep, tokenizer.mask, tokenizer.pad, tokenizer.end_of_text} - {None}
