@@ -1,0 +1,43 @@
+"""The largest published sizes: an export has the names and shapes that transformers expects. Nothing is allocated."""
+
+from pathlib import Path
+
+import pytest
+
+from model.hub.families import expressing
+from train.config import load
+from train.hub.exporter import tensor_shapes
+from train.hub.importer import by_path, declared
+
+WHY = "PyTorch or transformers is not installed: `make test-references` installs them beside, and runs this"
+torch = pytest.importorskip("torch", reason=WHY)
+transformers = pytest.importorskip("transformers", reason=WHY)
+
+pytestmark = pytest.mark.references
+
+ROOT = Path(__file__).resolve().parents[2]
+SIZES = (
+    "bert:large-uncased",
+    "gpt2:1.5b",
+    "llama:2-70b",
+    "llama:405b",
+    "qwen:2-72b",
+    "qwen:3-32b",
+    "mistral:7b-v0.1",
+    "gemma:1-7b",
+    "gemma:2-27b",
+    "gemma:3-27b",
+)
+
+
+@pytest.mark.parametrize("spec", SIZES)
+def test_an_export_is_what_the_reference_is_made_of(spec):
+    recipe, size = spec.split(":")
+    config = load(f"{ROOT}/configs/{recipe}.py:{size}")
+    tree = by_path(declared(config.model))
+    family, published = expressing(config.model, config.data.length, list(tree))
+    with torch.device("meta"):
+        architecture = getattr(transformers, published["architectures"][0])
+        reference = architecture(transformers.AutoConfig.for_model(**published))
+    expected = {name: tuple(parameter.shape) for name, parameter in reference.named_parameters()}
+    assert tensor_shapes(family, config.model, tree) == expected
