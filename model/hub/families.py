@@ -30,7 +30,7 @@ HEADS = ("head", "head_bias", "head_transform", "heads")  # first part of the pa
 def family_of(config: Config) -> Family:
     """The family of a config.json; HubError where there is none, or its weights are quantized."""
     model_type = config.get("model_type")
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise HubError(f"config.json has model_type {model_type!r}, must be one of {', '.join(FAMILIES)}")
     if config.get("quantization_config"):
         raise HubError("config.json has a quantization_config: its tensors are packed, which is not implemented")
@@ -51,7 +51,7 @@ def from_config(config: Config, names: Collection[str] = ()) -> Model:
         for path, value in family.heads(config, canonical_names(family, names)).items():
             model = set_path(model, path, value)
         problems = check(model)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         if isinstance(error, HubError):
             raise
         reason = f"{type(error).__name__}: {error}"

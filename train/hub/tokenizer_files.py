@@ -43,12 +43,13 @@ def read(directory: Path) -> tuple[dict | None, dict]:
         content["post_processor"] = pair_template(content)
     if content is None:
         return None, settings
+    vocabulary_of(content, directory / "tokenizer.json")
     rules = content.get("normalizer") or {}
     if rules.get("type") == "BertNormalizer":
         said = {ours: settings[key] for key, ours in BERT_RULES.items() if key in settings}
         content["normalizer"] = {**rules, **said}
     content = {**content, "truncation": None, "padding": None}
-    vocabulary_of(content, directory / "tokenizer.json")
+    vocabulary_of(content, directory / "tokenizer_config.json")
     return content, settings
 
 
@@ -93,9 +94,11 @@ def end_of_text(content: dict | None, settings: Mapping[str, Any], config: Mappi
         return None
     named = settings.get("eos_token")
     named = named.get("content") if isinstance(named, dict) else named
-    by_id = {index: token for token, index in vocabulary.items()}
-    index = config.get("eos_token_id")
-    return named or by_id.get(index[0] if isinstance(index, list) and index else index)
+    number = config.get("eos_token_id")
+    number = number[0] if isinstance(number, list) and number else number
+    by_name = [token for token in vocabulary if token == named]
+    by_number = [token for token, index in vocabulary.items() if index == number]
+    return next(iter(by_name + by_number), None)
 
 
 def first_special(processor: Mapping | None) -> str | None:

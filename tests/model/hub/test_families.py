@@ -75,6 +75,8 @@ def test_layers_of_a_pattern_and_its_remainder_are_the_models_layers():
         ("llama", {"quantization_config": {"bits": 4}}, "quantization_config"),
         ("llama", {"num_key_value_heads": 3}, "num_kv_heads"),
         ("llama", {"model_type": "mamba"}, "mamba"),
+        ("llama", {"model_type": {}}, "model_type"),
+        ("llama", {"num_attention_heads": 0, "head_dim": None}, "ZeroDivisionError"),
         ("bert", {"position_embedding_type": "relative_key"}, "position_embedding_type"),
         ("bert", {"is_decoder": True}, "is_decoder"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),

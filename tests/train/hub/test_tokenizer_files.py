@@ -72,7 +72,18 @@ def test_padding_and_truncation_are_turned_off(tmp_path):
     assert found == content(LLAMA)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "[" * 100_000, '{"model": {"type": "Unheard"}}', '{"model": 3}'])
+def test_settings_that_a_tokenizer_cannot_have_are_refused(tmp_path):
+    rules = {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True, "lowercase": True}
+    made = {**content(LLAMA), "normalizer": {**rules, "strip_accents": None}}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(made))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": "never"}))
+    with pytest.raises(DataError, match="tokenizer_config.json"):
+        tokenizer_files.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "[" * 100_000, '{"model": {"type": "Unheard"}}', '{"model": 3}', '{"normalizer": 0.5}']
+)
 def test_a_file_that_is_no_tokenizer_is_refused(text, tmp_path):
     (tmp_path / "tokenizer.json").write_text(text)
     with pytest.raises(DataError, match="tokenizer.json"):
