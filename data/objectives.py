@@ -106,11 +106,13 @@ def objective_rows(config: Data, store: Store, seed: int, held_out: bool = False
     objective, tokenizer = config.objective, store.tokenizer
     if not isinstance(objective, MaskedObjective):
         return make_rows(store, config.length, config.packing)
-    inputs: Rows | PairRows = make_rows(store, config.length, config.packing)
     seed, copies = (VALIDATION_SEED, 1) if held_out else (seed, objective.copies or 1)
+    inputs: Rows | PairRows
     if objective.next_sentence:
         index = pair_index(store, config.length, objective.short_rate, copies, seed)
         inputs = PairRows(store, config.length, index)
+    else:
+        inputs = make_rows(store, config.length, config.packing)
     special = {tokenizer.cls, tokenizer.sep, tokenizer.mask, tokenizer.pad, tokenizer.end_of_text} - {None}
     vocabulary = Vocabulary(tokenizer.vocab_size, tokenizer.mask, tuple(sorted(special)))
     return MaskedRows(inputs, objective, vocabulary, seed)

@@ -217,3 +217,20 @@ def test_a_run_learns_evaluates_and_resumes_bit_for_bit(directory):
     evaluated = {key for record in records for key in record if key.startswith("eval/")}
     names = ("loss", "masked_accuracy", "next_sentence_loss", "next_sentence_accuracy")
     assert evaluated == {f"eval/validation/{name}" for name in names}
+
+
+@pytest.mark.parametrize(
+    "sizes", [(2, 2, 2), *(pytest.param(x, marks=pytest.mark.slow) for x in ((8, 1, 1), (1, 4, 2)))]
+)
+def test_the_gradient_on_any_mesh_is_that_on_one_device(bert, gradients, sizes):
+    alone, state = bert
+    assembly = assemble(replaced(alone.config, {"mesh": cfg.Mesh(*sizes)}))
+    batch = drawn_batch([4, 2, None, 3, 1, 4, 0, 2])
+    placed = jax.tree.map(jax.device_put, (state, batch), (_shardings(assembly.abstract), assembly.batch_shardings()))
+    found = jax.jit(Step(assembly.task, assembly.optimizer, None, 0).gradients)(*placed)
+    expected = gradients(state, batch)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(jax.device_get(a), b, rtol=1e-5, atol=1e-5), found, expected)
+
+
+def _shardings(abstract):
+    return jax.tree.map(lambda leaf: leaf.sharding, abstract)
