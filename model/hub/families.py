@@ -23,6 +23,7 @@ FAMILIES: dict[str, Family] = {
     family.model_type: family for family in (BERT, GPT2, GPT_NEO, LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA, GEMMA2, GEMMA3)
 }
 SUFFIXES = {"kernel": ".weight", "scale": ".weight", "bias": ".bias"}
+LARGEST_SIZE = 2**31 - 1
 DIFFERS = ", there it is "
 HEADS = ("head", "head_bias", "head_transform", "heads")  # first part of the paths of parameters of heads
 
@@ -50,7 +51,7 @@ def from_config(config: Config, names: Collection[str] = ()) -> Model:
             model = set_path(model, field.path, value) if field.path else model
         for path, value in family.heads(config, canonical_names(family, names)).items():
             model = set_path(model, path, value)
-        problems = check(model)
+        problems = check(model) + [(path, f"is {size}, beyond any size") for path, size in absurd(model)]
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         if isinstance(error, HubError):
             raise
@@ -59,6 +60,14 @@ def from_config(config: Config, names: Collection[str] = ()) -> Model:
     if problems:
         raise HubError("config.json describes no model: " + "; ".join(f"{key} {clash}" for key, clash in problems))
     return model
+
+
+def absurd(part: Any, path: str = "") -> list[tuple[str, int]]:
+    """The numbers of a configuration that no array's size can be, by their paths."""
+    if is_dataclass(part):
+        held = [(f"{path}.{field.name}".lstrip("."), getattr(part, field.name)) for field in fields(part)]
+        return [found for name, value in held for found in absurd(value, name)]
+    return [(path, part)] if isinstance(part, int) and part > LARGEST_SIZE else []
 
 
 def context(config: Config) -> int | None:

@@ -76,6 +76,7 @@ def test_layers_of_a_pattern_and_its_remainder_are_the_models_layers():
         ("llama", {"num_key_value_heads": 3}, "num_kv_heads"),
         ("llama", {"model_type": "mamba"}, "mamba"),
         ("llama", {"model_type": {}}, "model_type"),
+        ("llama", {"intermediate_size": 2**31}, "feed_forward.hidden_dim is 2147483648"),
         ("llama", {"num_attention_heads": 0, "head_dim": None}, "ZeroDivisionError"),
         ("bert", {"position_embedding_type": "relative_key"}, "position_embedding_type"),
         ("bert", {"is_decoder": True}, "is_decoder"),
