@@ -41,6 +41,7 @@ from train.hub.exporter import export_tensors, tensor_shapes
 from train.hub.importer import by_path, declared, listing, match, read_params
 from train.hub.safetensors import Writer
 from train.hub.source import Source, open_source
+from train.hub.tokenizer_files import write_json
 from train.rundir import environment, read_json
 from train.session import Counters
 from train.state import State
@@ -137,12 +138,11 @@ def save(directory: Path, config: Config, source: Source, params: dict) -> None:
     fingerprint = NO_DATA
     with storage_errors(directory, "write"):
         if source.tokenizer is not None:
-            text = json.dumps(source.tokenizer, ensure_ascii=False, indent=1)
-            (directory / "tokenizer.json").write_text(text, encoding="utf-8")
+            write_json(directory / "tokenizer.json", source.tokenizer)
             end = config.data.tokenizer.end_of_text
             fingerprint = tokenizer.load(directory / "tokenizer.json", end).fingerprint
         for name, value in (("config.json", to_plain(config)), ("environment.json", environment())):
-            (directory / name).write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+            write_json(directory / name, value)
     zero = jnp.zeros((), jnp.int32)
     state = State(params=params, frozen={}, opt_state={}, ema={}, step=zero, skipped=zero)
     metadata = {
@@ -180,7 +180,7 @@ def export_run(run: Path, hf: Path, family: str | None, dtype: str, max_shard_by
         writer = Writer(building, tensor_shapes(chosen, config.model, tree), dtype, max_shard_bytes)
         writer.write(export_tensors(chosen, config.model, tree, leaf))
         with storage_errors(building / "config.json", "write"):
-            (building / "config.json").write_text(json.dumps(published, indent=2) + "\n", encoding="utf-8")
+            write_json(building / "config.json", published)
     return [f"{chosen.model_type}, {dtype}, {len(writer.shards)} file(s), from {folder}"]
 
 

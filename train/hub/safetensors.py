@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from data.errors import DataError
-from data.files import storage_errors
+from data.files import storage_errors, write_durably
 from train.hub.tensors import ArrayTensor, Tensor
 
 INDEX = "model.safetensors.index.json"
@@ -194,7 +194,7 @@ class Writer:
                 "weight_map": dict(sorted(weight_map.items())),
             }
             with storage_errors(self.directory / INDEX, "write"):
-                (self.directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+                write_durably(self.directory / INDEX, json.dumps(index, indent=1).encode() + b"\n")
 
     def header(self, names: list[str]) -> bytes:
         entries, end = {"__metadata__": {"format": "pt"}}, 0

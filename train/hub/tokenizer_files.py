@@ -11,7 +11,7 @@ import tokenizers
 
 from data import wordpiece
 from data.errors import DataError
-from data.files import storage_errors
+from data.files import storage_errors, write_durably
 from data.tokenizer import END_OF_TEXT_NAMES, MASK_NAMES
 from train.rundir import read_json
 
@@ -66,6 +66,11 @@ def read_object(path: Path) -> dict | None:
     if not isinstance(found, dict):
         raise DataError(f"{path} holds no JSON object. Get another copy of it.")
     return found
+
+
+def write_json(path: Path, value: dict) -> None:
+    """Write an object as people read it, and wait until it is on the disk."""
+    write_durably(path, json.dumps(value, ensure_ascii=False, indent=1).encode() + b"\n")
 
 
 def vocabulary_of(content: dict, path: Path) -> dict[str, int]:
@@ -170,5 +175,5 @@ def write(run: Path, directory: Path, end: str | None, length: int) -> dict[str,
         ("special_tokens_map.json", special),
     ):
         with storage_errors(directory / name, "write"):
-            (directory / name).write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+            write_json(directory / name, value)
     return {f"{role}_id": vocabulary[special[role]] for role in IDS if role in special}
