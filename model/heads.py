@@ -30,7 +30,7 @@ class Transform(nn.Module):
     @nn.compact
     def __call__(self, x):
         """`[..., D]` of `[..., D]`, in the compute dtype."""
-        # An axis that no mesh divides, as a norm follows: over divided features XLA's gradients came out wrong on 2x2x2.
+        # An axis that no mesh divides, as a norm follows: over divided ones XLA's gradients were wrong on 2 x 2 x 2.
         x = dense(self.config, ("norm", self.config.embed_dim), "dense")(x)
         return Norm(self.config.norm, name="norm")(ACTIVATIONS[self.config.feed_forward.activation](x))
 
