@@ -7,6 +7,7 @@ import pytest
 from data import settings
 from data.config import missing_inputs
 from data.errors import ConfigError
+from model.hub.families import FAMILIES, from_config, to_config
 from train.config import check_devices, load
 
 ROOT = Path(__file__).parents[2]
@@ -43,6 +44,24 @@ def test_the_resolved_tree_is_golden(name, size, golden):
 
 def test_every_recipe_is_tested():
     assert {path.stem for path in (ROOT / "configs").glob("*.py")} == set(SIZES)
+
+
+DECODERS = ("llama", "mistral", "qwen", "gemma")
+MODEL_TYPES = {
+    **{name: name for name in ("gpt2", "llama", "mistral")},
+    **{f"qwen:{generation}": f"qwen{generation}" for generation in "23"},
+    **{"gemma:1": "gemma", "gemma:2": "gemma2", "gemma:3": "gemma3_text"},
+}
+
+
+@pytest.mark.parametrize(("name", "size"), [spec for spec in SPECS if spec[0] in ("gpt2", *DECODERS)])
+def test_a_size_is_one_of_its_published_family(name, size):
+    """Its config.json can be written, and says the same model."""
+    generation = {"debug": "3", "debug-1": "1", "debug-2": "2"}.get(size, size[0])
+    model_type = MODEL_TYPES.get(name) or MODEL_TYPES[f"{name}:{generation}"]
+    config = loaded(name, size)
+    written = to_config(config.model, FAMILIES[model_type], config.data.length)
+    assert written["model_type"] == model_type and from_config(written).num_layers == config.model.num_layers
 
 
 @pytest.mark.parametrize(("name", "size"), SPECS)
