@@ -32,12 +32,12 @@ HINTS = {
 def storage_error(error: BaseException, path: str | os.PathLike, doing: str) -> StorageError | None:
     """What `error` says about the disk, in a paragraph; None where it is no trouble of storage.
 
-    TensorStore reports the system's error number in its text, not as an OSError.
+    TensorStore and the safetensors library report the system's error number in their text, not as an OSError.
     """
     if isinstance(error, OSError) and error.errno is not None:
         number, where = error.errno, error.filename or path
-    elif found := re.search(r"os_error_code='(\d+)'", str(error)):
-        number, where = int(found.group(1)), path
+    elif found := re.search(r"os_error_code='(\d+)'|\(os error (\d+)\)", str(error)):
+        number, where = int(found[1] or found[2]), path
     else:
         return None
     hint = HINTS.get(number, "look at the disk")

@@ -15,7 +15,7 @@ import jax
 from data.cli import Parser, run_command
 from data.errors import ConfigError
 from train.hub import runs
-from train.hub.safetensors import NAMES
+from train.hub.safetensors import DTYPES
 
 SHARD_BYTES = 5_000_000_000
 
@@ -36,7 +36,7 @@ def export_command(arguments: Sequence[str]) -> None:
     parser.add_argument("--run", type=Path, required=True, help="the run's directory")
     parser.add_argument("--hf", type=Path, required=True, help="the directory to make")
     parser.add_argument("--family", help="a model_type (default: the first that expresses the model)")
-    parser.add_argument("--dtype", choices=tuple(NAMES), default="float32", help="of the tensors")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), default="float32", help="of the tensors")
     parser.add_argument("--max_shard_bytes", type=int, default=SHARD_BYTES, help="of tensors a file")
     known = parser.parse_args(arguments)
     if known.max_shard_bytes < 1:

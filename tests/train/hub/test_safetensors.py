@@ -60,50 +60,53 @@ def test_bfloat16_is_the_upper_half_of_float32(path):
     np.testing.assert_array_equal(safetensors.read(path)["a"].take(slice(None)).astype(np.float32), [1.0, -3.140625])
 
 
+def test_any_places_of_each_axis_are_read(path):
+    path.write_bytes(SOUND)
+    tensor = safetensors.read(path)["a"]
+    for rows in (slice(0, 1), slice(None), np.array([1, 0]), np.array([1])):
+        for columns in (slice(1, 3), np.array([2, 0, 2]), slice(0, 0)):
+            np.testing.assert_array_equal(tensor.take(rows, columns), FLOATS[rows][:, columns])
+
+
 def test_a_file_without_tensors(path):
     path.write_bytes(file_of({}, b""))
     assert safetensors.read(path) == {}
 
 
 MALFORMED = {
-    "empty": (b"", "begin with the length"),
-    "five bytes": (b"\x01\0\0\0\0", "begin with the length"),
-    "pickle": (pickle.dumps({"a": 1}, protocol=2), "begin with the length"),
-    "zip": (b"PK\x03\x04" + bytes(60), "begin with the length"),
-    "absurd header": ((2**63).to_bytes(8, "little") + b"{}", "100000000"),
-    "header behind the end": ((50).to_bytes(8, "little") + b"{}", "should begin at byte 8"),
-    "no JSON": (file_of(b"{'a': 1}", b""), "not JSON"),
-    "not UTF-8": (file_of(b'{"\xff": 1}', b""), "not JSON"),
-    "deep JSON": (file_of(b"[" * 100_000, b""), "not JSON"),
-    "a list": (file_of(b"[]", b""), "not a JSON object"),
-    "a name twice": (
-        file_of(b'{"a": {"dtype":"U8","shape":[1],"data_offsets":[0,1]}, "a": {}}', b"1"),
-        "twice",
-    ),
-    "unknown dtype": (file_of({"a": entry("F8_E4M3", [2], 0, 2)}, bytes(2)), "F8_E4M3"),
-    "no offsets": (file_of({"a": {"dtype": "F32", "shape": [1]}}, bytes(4)), "lacks its dtype"),
-    "three offsets": (file_of({"a": {**entry("U8", [1], 0, 1), "data_offsets": [0, 1, 1]}}, bytes(1)), "lacks"),
-    "an entry of text": (file_of({"a": "F32"}, bytes(4)), "lacks its dtype"),
-    "negative shape": (file_of({"a": entry("F32", [-1], 0, 4)}, bytes(4)), "whole numbers"),
-    "fractional offset": (file_of({"a": entry("U8", [1], 0, 1.0)}, bytes(1)), "whole numbers"),
-    "true as a size": (file_of({"a": entry("U8", [True], 0, 1)}, bytes(1)), "whole numbers"),
-    "an absurd shape of nothing": (file_of({"a": entry("U8", [0, 2**62], 0, 0)}, b""), "more than any tensor"),
-    "too few bytes for its shape": (file_of({"a": entry("F32", [2], 0, 7)}, bytes(7)), "needs 8"),
-    "ends before it begins": (file_of({"a": entry("U8", [1], 1, 0)}, bytes(1)), "has -1 bytes"),
-    "overlap": (file_of({"a": entry("U8", [3], 0, 3), "b": entry("U8", [3], 2, 5)}, bytes(5)), "inside a"),
-    "the same bytes": (file_of({"a": entry("U8", [3], 0, 3), "b": entry("U8", [3], 0, 3)}, bytes(3)), "inside"),
-    "a gap": (file_of({"a": entry("U8", [1], 0, 1), "b": entry("U8", [1], 2, 3)}, bytes(3)), "no tensor holds"),
-    "bytes behind": (SOUND + b"x", "end at byte 24 of 25"),
-    "cut short": (SOUND[:-1], "cut short"),
-    "out of range": (file_of({"a": entry("U8", [1], 2**70, 2**70 + 1)}, bytes(1)), "cut short"),
+    "empty": b"",
+    "five bytes": b"\x01\0\0\0\0",
+    "pickle": pickle.dumps({"a": 1}, protocol=2),
+    "zip": b"PK\x03\x04" + bytes(60),
+    "absurd header": (2**63).to_bytes(8, "little") + b"{}",
+    "header behind the end": (50).to_bytes(8, "little") + b"{}",
+    "no JSON": file_of(b"{'a': 1}", b""),
+    "not UTF-8": file_of(b'{"\xff": 1}', b""),
+    "deep JSON": file_of(b"[" * 100_000, b""),
+    "a list": file_of(b"[]", b""),
+    "a name twice": file_of(b'{"a": {"dtype":"U8","shape":[1],"data_offsets":[0,1]}, "a": {}}', b"1"),
+    "unknown dtype": file_of({"a": entry("F1", [2], 0, 2)}, bytes(2)),
+    "no offsets": file_of({"a": {"dtype": "F32", "shape": [1]}}, bytes(4)),
+    "three offsets": file_of({"a": {**entry("U8", [1], 0, 1), "data_offsets": [0, 1, 1]}}, bytes(1)),
+    "an entry of text": file_of({"a": "F32"}, bytes(4)),
+    "negative shape": file_of({"a": entry("F32", [-1], 0, 4)}, bytes(4)),
+    "fractional offset": file_of({"a": entry("U8", [1], 0, 1.0)}, bytes(1)),
+    "true as a size": file_of({"a": entry("U8", [True], 0, 1)}, bytes(1)),
+    "too few bytes for its shape": file_of({"a": entry("F32", [2], 0, 7)}, bytes(7)),
+    "ends before it begins": file_of({"a": entry("U8", [1], 1, 0)}, bytes(1)),
+    "overlap": file_of({"a": entry("U8", [3], 0, 3), "b": entry("U8", [3], 2, 5)}, bytes(5)),
+    "the same bytes": file_of({"a": entry("U8", [3], 0, 3), "b": entry("U8", [3], 0, 3)}, bytes(3)),
+    "a gap": file_of({"a": entry("U8", [1], 0, 1), "b": entry("U8", [1], 2, 3)}, bytes(3)),
+    "bytes behind": SOUND + b"x",
+    "cut short": SOUND[:-1],
+    "out of range": file_of({"a": entry("U8", [1], 2**70, 2**70 + 1)}, bytes(1)),
 }
 
 
 @pytest.mark.parametrize("case", MALFORMED)
 def test_a_malformed_file_is_refused(case, path):
-    content, said = MALFORMED[case]
-    path.write_bytes(content)
-    with pytest.raises(DataError, match=said) as error:
+    path.write_bytes(MALFORMED[case])
+    with pytest.raises(DataError, match="not a sound safetensors file: ") as error:
         safetensors.read(path)
     assert str(path) in str(error.value)
 
