@@ -15,6 +15,10 @@ from train.config import load
 ROOT = Path(__file__).resolve().parents[2]
 PUBLISHED = Path(__file__).parent / "golden" / "parameters.txt"
 COUNTS = [line.split() for line in PUBLISHED.read_text().splitlines() if line and not line.startswith("#")]
+FAST = (
+    *("bert:base-chinese", "gpt2:124m", "gpt3:1.3b", "gpt3:13b", "llama:2-70b", "llama:smollm2-135m"),
+    *("qwen:2-0.5b", "qwen:3-8b", "mistral:7b-v0.1", "gemma:1-7b", "gemma:2-27b", "gemma:3-270m"),
+)
 PRE_TRAINING = ("head_transform", "head_bias", "heads/next_sentence")  # what BERT's published counts leave out
 
 
@@ -28,7 +32,10 @@ def count(model: Model) -> int:
     return total
 
 
-@pytest.mark.parametrize(("spec", "expected"), COUNTS, ids=[spec for spec, _ in COUNTS])
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [pytest.param(*pair, id=pair[0], marks=() if pair[0] in FAST else pytest.mark.slow) for pair in COUNTS],
+)
 def test_a_published_size_has_its_parameters(spec, expected):
     name, size = spec.split(":")
     assert f"{count(load(f'{ROOT}/configs/{name}.py:{size}').model):,}" == expected

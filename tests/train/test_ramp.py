@@ -10,6 +10,7 @@ from data.errors import ConfigError
 from data.loader import Loader
 from data.prepare import prepare
 from tests.helpers import TINY, digests, drawn, lines, replaced, tiny, train
+from tests.model.small import jit
 from train import schedule
 from train.assembly import assemble
 from train.checks import check
@@ -103,7 +104,10 @@ def test_the_log_counts_what_was_read(ramped):
     assert [record["tokens"] for record in records] == list(accumulate(targets))
 
 
-@pytest.mark.parametrize("stops", ((1, 4), (3, 2), (5, 1)))
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("stops", ((1, 4), pytest.param((3, 2), marks=SLOW), pytest.param((5, 1), marks=SLOW)))
 def test_stopping_inside_the_ramp_changes_nothing(stops, ramped, tmp_path):
     config, run = ramped
     for stop in stops:
@@ -114,6 +118,7 @@ def test_stopping_inside_the_ramp_changes_nothing(stops, ramped, tmp_path):
     assert lines(tmp_path / "run") == lines(run)
 
 
+@pytest.mark.slow
 def test_more_micro_batches_divide_the_same_rows(ramped, tmp_path):
     """What a step reads follows from the ramp alone, so that a run may go on with other micro-batches."""
     config, run = ramped
@@ -125,29 +130,28 @@ def test_more_micro_batches_divide_the_same_rows(ramped, tmp_path):
     np.testing.assert_allclose(found, expected, rtol=2e-6)
 
 
-@pytest.mark.parametrize("sizes", ((1, 1, 1), (2, 1, 2)), ids=("one device", "four devices"))
-@pytest.mark.parametrize("step", (0, 4, 9))
-def test_a_step_is_that_of_its_rows_in_one_batch(step, sizes, ramped):
-    """Loss and gradient; and the micro-batches of padding are not computed at all: what stands there is not seen."""
-    config = replaced(ramped[0], {"mesh": Mesh(*sizes)})
-    assembly, plan = assemble(config), make_plan(config, 100)
-    state = drawn(assembly).replace(step=np.int32(step))
-    feed = Feed.make(assembly, prepare(config.data))
-    padded = feed.loader.batch(step)
-    used = padded["segment_ids"][:, 0] > 0
-    alone = jax.device_put({key: value[used] for key, value in padded.items()})
-    micro_batches = schedule.micro_batches(plan.batches, 4)
-    ramp = Step(assembly.task, assembly.optimizer, None, 0, 4, micro_batches=micro_batches)
-    one = assemble(replaced(config, {"mesh": Mesh(1)}))
-    expected = jax.jit(Step(one.task, one.optimizer, None, 0).gradients)(jax.device_get(state), alone)
-    spoilt = {**padded, "positions": np.where(used[:, None], padded["positions"], 10**9).astype(np.int32)}
-    found = [
-        jax.device_get(jax.jit(ramp.gradients)(state, jax.device_put(batch, assembly.batch_shardings())))
-        for batch in (padded, spoilt)
-    ]
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=2e-6), found[0], jax.device_get(expected))
-    jax.tree.map(np.testing.assert_array_equal, *found)
-    assert micro_batches(np.int32(step)) == SIZES[step] // 2
+@pytest.fixture(scope="module")
+def whole(ramped):
+    """(state, batch) -> (loss, metrics, gradients) of all rows at once, on one device."""
+    assembly = assemble(ramped[0])
+    return jit(Step(assembly.task, assembly.optimizer, None, 0).gradients)
+
+
+@pytest.mark.parametrize("sizes", ((1, 1, 1), pytest.param((2, 1, 2), marks=SLOW)))
+def test_a_step_is_that_of_its_rows_in_one_batch(sizes, ramped, whole):
+    """Loss and gradient, by one program for all steps; what stands in the micro-batches of padding is never seen."""
+    assembly, plan = assemble(replaced(ramped[0], {"mesh": Mesh(*sizes)})), make_plan(ramped[0], 100)
+    feed, micro_batches = Feed.make(assembly, prepare(ramped[0].data)), schedule.micro_batches(plan.batches, 4)
+    run = jit(Step(assembly.task, assembly.optimizer, None, 0, 4, micro_batches=micro_batches).gradients)
+    for step in (0, 4, 9):
+        assert micro_batches(np.int32(step)) == SIZES[step] // 2
+        state, padded = drawn(assembly).replace(step=np.int32(step)), feed.loader.batch(step)
+        used = padded["segment_ids"][:, :1] > 0
+        unseen = {**padded, "tokens": np.where(used, padded["tokens"], 10**9).astype(np.int32)}
+        found = jax.device_get(run(state, jax.device_put(unseen, assembly.batch_shardings())))
+        expected = jax.device_get(whole(jax.device_get(state), padded))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=2e-6), found, expected)
+    assert run._cache_size() == 1
 
 
 def test_the_step_compiles_once_and_computes_only_what_is_used(ramped):
