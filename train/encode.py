@@ -56,15 +56,16 @@ def _vectors(model: Transformer, params, batch: dict, pooling: str):
     return pooled_BxD / jnp.maximum(jnp.linalg.norm(pooled_BxD, axis=-1, keepdims=True), 1e-12)
 
 
-@partial(jax.jit, static_argnums=(0, 4))
-def _candidates(model: Transformer, params, batch: dict, places_BxM, count: int):
-    """(probabilities, ids) `[B, M, count]` of the likeliest tokens at `places_BxM`, the likeliest first."""
+@partial(jax.jit, static_argnums=(0, 4, 5))
+def _candidates(model: Transformer, params, batch: dict, places_BxM, known: int, count: int):
+    """(probabilities, ids) `[B, M, count]` of the likeliest of the ids below `known` at `places_BxM`, in order."""
 
     def run(model):
         hidden_BxLxD, _, _ = model(batch)
         return model.logits(jnp.take_along_axis(hidden_BxLxD, places_BxM[..., None], axis=1))
 
-    return jax.lax.top_k(jax.nn.softmax(nn.apply(run, model)({"params": params}), axis=-1), count)
+    probs_BxMxV = jax.nn.softmax(nn.apply(run, model)({"params": params}), axis=-1)
+    return jax.lax.top_k(probs_BxMxV[..., :known], count)
 
 
 def embed(run: Run, texts: Sequence[str], pooling: str = "mean") -> list[dict]:
@@ -75,7 +76,7 @@ def embed(run: Run, texts: Sequence[str], pooling: str = "mean") -> list[dict]:
     model, params, tokenizer = run
     if pooling == "pooler" and not model.config.heads.pooler:
         raise ConfigError(f"--pooling is pooler, which this model lacks; choose one of {', '.join(POOLINGS)}")
-    rows = [framed(tokenizer, ids.tolist()) for ids in tokenizer.encode_batch(texts)]
+    rows = [framed(model, tokenizer, ids.tolist()) for ids in tokenizer.encode_batch(texts)]
     check_lengths(model, rows)
     vectors = [
         vector
@@ -101,9 +102,9 @@ def fill(run: Run, texts: Sequence[str], count: int = 5) -> list[dict]:
             + ("tokenizer has no mask token" if tokenizer.mask is None else "model is none")
             + ". Train one with data.objective.name=masked, or continue text with --prompt"
         )
-    rows = [framed(tokenizer, tokenizer.encode_with_masks(text)) for text in texts]
+    rows = [framed(model, tokenizer, tokenizer.encode_with_masks(text)) for text in texts]
     check_lengths(model, rows)
-    count = min(count, model.config.vocab_size)
+    known = min(tokenizer.vocab_size, model.config.vocab_size)  # a model may have more ids than its tokenizer
     found = []
     for text, row in zip(texts, rows, strict=True):
         places = [place for place, token in enumerate(row) if token == tokenizer.mask]
@@ -111,7 +112,7 @@ def fill(run: Run, texts: Sequence[str], count: int = 5) -> list[dict]:
             raise ConfigError(f"--fill {ascii(text)} has no {tokenizer.name_of(tokenizer.mask)} to be filled")
         batch = batch_of(model, [row])
         padded = np.asarray([places + [0] * (-len(places) % 8)], np.int32)
-        chances, ids = jax.device_get(_candidates(model, params, batch, padded, count))
+        chances, ids = jax.device_get(_candidates(model, params, batch, padded, known, min(count, known)))
         masks = [
             [
                 {"token": tokenizer.name_of(int(i)), "id": int(i), "probability": float(p)}
@@ -123,9 +124,9 @@ def fill(run: Run, texts: Sequence[str], count: int = 5) -> list[dict]:
     return found
 
 
-def framed(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
-    """The ids as a model has seen texts begin and end: [CLS] ... [SEP], or behind an end of text."""
-    if tokenizer.cls is None or tokenizer.sep is None:
+def framed(model: Transformer, tokenizer: Tokenizer, ids: list[int]) -> list[int]:
+    """The ids as a model has seen texts begin and end: [CLS] ... [SEP] of an encoder, else behind an end of text."""
+    if model.config.attention.causal or tokenizer.cls is None or tokenizer.sep is None:
         return [tokenizer.end_of_text, *ids]
     return [tokenizer.cls, *ids, tokenizer.sep]
 
