@@ -13,6 +13,9 @@ The debug sizes need nothing but this repository:
 
     python -m train.main --config configs/gemma.py:debug --workdir runs/gemma-debug
 
+20 steps take less than a minute on two cores, most of it to compile, and end at validation losses of 5.85 (3), 5.85 (2)
+and 5.92 (1).
+
 The others read your text and Gemma's tokenizer:
 
     python -m train.main --config configs/gemma.py:3-270m --workdir runs/gemma-270m \

