@@ -18,6 +18,7 @@ from train.metrics import read_metrics
 from train.plan import make_plan
 from train.step import Step
 
+ROWS = 20
 PAIRS = MaskedObjective(max_predictions=4, next_sentence=True, copies=2)
 SMALL_BERT = {
     "model.vocab_size": 300,
@@ -51,13 +52,13 @@ def bert(directory):
 
 @pytest.fixture(scope="module")
 def gradients(bert):
-    """(state, batch) -> (loss, metrics, gradients), compiled once for batches of 8 rows."""
+    """(state, batch) -> (loss, metrics, gradients), compiled once for batches of ROWS."""
     return jax.jit(Step(bert[0].task, bert[0].optimizer, None, 0).gradients)
 
 
-def drawn_batch(counts, length=24, slots=4, seed=0):
-    """Pairs with `counts` predictions; rows of None are padding. Segments end before the row does."""
-    generator, rows = np.random.default_rng(seed), len(counts)
+def drawn_batch(counts, rows=ROWS, length=24, slots=4, seed=0):
+    """Pairs with `counts` predictions; rows of None, and those behind, are padding. Pairs end before the row does."""
+    generator, counts = np.random.default_rng(seed), [*counts, *[None] * (rows - len(counts))]
     real = np.array([count is not None for count in counts])
     lengths = np.where(real, generator.integers(8, length, rows), 0)
     inside = np.arange(length) < lengths[:, None]
@@ -126,23 +127,22 @@ def test_terms_and_metrics_are_their_definitions(bert, gradients):
     )
 
 
-def test_a_batch_split_one_to_nine_gives_the_same_gradient(bert):
-    """Even rows, the first of two micro-batches, have 1 prediction and 1 row of 10; odd ones 9 and 9."""
+def test_a_batch_split_one_to_nine_gives_the_same_gradient(bert, gradients):
+    """Even rows, the first of two micro-batches, have 1 prediction and 1 row of 10; odd ones 9. In chunks, too."""
     assembly, state = bert
     counts = [None] * 20
     counts[0], counts[1::2] = 1, [1] * 9 + [None]
     batch = drawn_batch(counts)
-    whole, divided = (
-        jax.device_get(jax.jit(Step(assembly.task, assembly.optimizer, None, 0, parts).gradients)(state, batch))
-        for parts in (1, 2)
-    )
+    chunked = assemble(replaced(assembly.config, {"train.loss_chunks": 2})).task
+    divided = jax.device_get(jax.jit(Step(chunked, assembly.optimizer, None, 0, 2).gradients)(state, batch))
+    whole = jax.device_get(gradients(state, batch))
     assert whole[1]["loss"] > 1 and whole[1]["next_sentence_loss"] > 0.1
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=3e-6, atol=1e-6), divided, whole)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), divided, whole)
 
 
 def test_padding_rows_and_unused_slots_change_nothing(bert, gradients):
     _, state = bert
-    batch = drawn_batch([3, 1, 4, None, None, None, None, None])
+    batch = drawn_batch([3, 1, 4])
     loss, _, grads = gradients(state, batch)
     batch["targets"][batch["weights"] == 0] = 9
     batch["next_sentence"][3:] = 1
@@ -167,7 +167,7 @@ def test_evaluation_does_not_depend_on_its_batches(bert):
         return {key: np.concatenate([x[first:last], np.zeros_like(x[last - first :])]) for key, x in batch.items()}
 
     whole = evaluate(assembly.task, eval_step, state.params, state.frozen, [batch])
-    parts = [rows(0, 5), rows(5, 6), rows(6, 8), rows(8, 8)]
+    parts = [rows(0, 5), rows(5, 6), rows(6, 8), rows(8, ROWS)]
     found = evaluate(assembly.task, eval_step, state.params, state.frozen, parts)
     assert found == pytest.approx(whole, rel=1e-6)
 
@@ -177,17 +177,9 @@ def test_the_log_counts_tokens_and_not_predictions(bert):
     assert int(bert[0].task.tokens(batch)) == (batch["segment_ids"] > 0).sum() > (batch["weights"] > 0).sum()
 
 
-def test_the_loss_is_the_same_in_chunks(bert, gradients):
-    assembly, state = bert
-    chunked = assemble(replaced(assembly.config, {"train.loss_chunks": 2}))
-    batch = drawn_batch([4, 2, 3, 1, 4, 0, 2, 2])
-    found = jax.jit(Step(chunked.task, chunked.optimizer, None, 0).gradients)(state, batch)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, gradients(state, batch))
-
-
 def test_dropout_is_drawn_in_training_alone(directory):
     assembly = assemble(tiny(directory, {**SMALL_BERT, "model.dropout": 0.1}))
-    state, batch = drawn(assembly), drawn_batch([4] * 8)
+    state, batch = drawn(assembly), drawn_batch([4] * 8, rows=8)
     assert assembly.task.dropout
     sums = jax.jit(lambda key: assembly.task.sums(state.params, batch, key)[0]["masked"])
     assert float(sums(jax.random.key(0))) != float(sums(jax.random.key(1)))
@@ -220,7 +212,7 @@ def test_a_run_learns_evaluates_and_resumes_bit_for_bit(directory):
 
 
 @pytest.mark.parametrize(
-    "sizes", [(2, 2, 2), *(pytest.param(x, marks=pytest.mark.slow) for x in ((8, 1, 1), (1, 4, 2)))]
+    "sizes", [(2, 2, 2), *(pytest.param(x, marks=pytest.mark.slow) for x in ((4, 1, 2), (1, 4, 2)))]
 )
 def test_the_gradient_on_any_mesh_is_that_on_one_device(bert, gradients, sizes):
     alone, state = bert
