@@ -96,6 +96,7 @@ def test_there_are_as_many_candidates_as_the_tokenizer_has_ids(encoder):
 
 def test_a_decoder_reads_behind_its_end_of_text(runs):
     run = generate.load_run(runs["decoder"])
+    run[2].cls, run[2].sep = 1, 2  # as tokenizers with <s> and </s> have them
     (result,) = encode.embed(run, ["ab"])
     assert result["tokens"] == [256, 97, 98]
     expected = forward(run, result["tokens"], POOLED["mean"])
