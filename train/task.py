@@ -98,7 +98,7 @@ def masked(config: Config, constrain: Callable = identity) -> Task:
             hidden_BxLxD, _, _ = model(batch, key)
             places_BxPx1 = batch["masked_positions"][..., None]
             hidden_BxPxD = jnp.take_along_axis(hidden_BxLxD, places_BxPx1, axis=1)
-            # Without this JAX 0.10's partitioner mixes up the gradient's rows on a mesh of three axes, in silence.
+            # On their rows as all activations are: JAX 0.10's partitioner has mixed up rows that lay otherwise.
             hidden_BxPxD = model.output(constrain(hidden_BxPxD, ("batch", "predictions", "activation_embed")))
             unembedding, rule = model.unembedding(), model.logit_rule
             targets, weights = batch["targets"], batch["weights"]
