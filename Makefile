@@ -1,8 +1,9 @@
 # Every target sets up what it needs by itself, once. `make setup DEVICE=cuda` or `DEVICE=tpu` is for accelerators.
-# PYTHON names the interpreter of the environment, VENV its folder.
+# PYTHON names the interpreter of the environment, VENV its folder, WORKERS how many processes run the tests.
 
 PYTHON ?= python3
 VENV ?= .venv
+WORKERS ?= 2
 DEVICE ?= $(or $(shell cat $(VENV)/device 2>/dev/null),cpu)
 
 PY := $(VENV)/bin/python
@@ -15,6 +16,9 @@ RUN := $(VENV)/installed-$(DEVICE)
 DEV := $(VENV)/installed-dev
 REFERENCES := $(VENV)-references
 REAL := $(VENV)/installed-real-weights
+
+# A file's tests share what they compile, so they stay together.
+PARALLEL := -n $(WORKERS) --dist loadfile
 
 NOTEBOOKS := $(patsubst %.py,experiments.notebooks.%,$(notdir $(wildcard experiments/notebooks/*.py)))
 
@@ -63,10 +67,10 @@ quickstart: $(RUN)
 	$(PY) -m experiments.quickstart --run runs/quickstart
 
 test: $(DEV)
-	$(PY) -m pytest -m "not slow"
+	$(PY) -m pytest $(PARALLEL) -m "not slow"
 
 test-all: $(DEV)
-	$(PY) -m pytest
+	$(PY) -m pytest $(PARALLEL)
 
 test-references: references
 	$(REFERENCES)/bin/python -m pytest tests/references
