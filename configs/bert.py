@@ -33,6 +33,7 @@ from typing import NamedTuple
 from data.config import FileTokenizer, MaskedObjective, TextSource, WordPieceTokenizer
 from model.config import LearnedPositions, Model
 from train.config import AdamW, Linear, Optim, defaults
+from train.recipes import chosen, debug_defaults
 
 
 class Size(NamedTuple):
@@ -60,10 +61,7 @@ def get_config(arg: str | None = None):
     """The configuration of one size."""
     if arg == "debug":
         return debug()
-    if arg not in SIZES:
-        sizes = ", ".join(("debug", *SIZES))
-        raise ValueError(f"the size is {arg or 'missing'}, must be one of {sizes}, as in configs/bert.py:base-uncased")
-    size, config = SIZES[arg], defaults()
+    size, config = chosen(SIZES, arg), defaults()
     architecture(config.model, size.layers, size.embed, size.heads)
     optimizer(config.optim, learning_rate=1e-4)
     config.model.vocab_size = size.vocab
@@ -124,16 +122,10 @@ def optimizer(optim: Optim, learning_rate: float):
 
 def debug():
     """The same encoder small enough for one core, on the embedded corpus."""
-    config = defaults()
+    config = debug_defaults(1024)
     architecture(config.model, layers=2, embed=64, heads=4, positions=64)
     optimizer(config.optim, learning_rate=1e-3)
-    config.model.vocab_size = 1024
+    config.optim.schedule.warmup = "10%"
     config.data.tokenizer = WordPieceTokenizer(vocab_size=1024, max_characters=200)
     config.data.objective = MaskedObjective(max_predictions=10, next_sentence=True, copies=1)
-    config.data.length = 64
-    config.optim.schedule.warmup = "10%"
-    config.train.steps = 20
-    config.checkpoint.every = 10
-    config.eval.every = 10
-    config.eval.batches = 4
     return config

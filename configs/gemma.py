@@ -32,9 +32,10 @@ al. 2023). The batch is 4 million tokens; on few accelerators, raise `train.accu
 
 from typing import NamedTuple
 
-from data.config import BpeTokenizer, FileTokenizer, TextSource
+from data.config import FileTokenizer, TextSource
 from model.config import Layer, LinearScaling, Model, NoScaling
 from train.config import AdamW, defaults
+from train.recipes import chosen, debug_defaults
 
 
 class Size(NamedTuple):
@@ -79,10 +80,7 @@ def get_config(arg: str | None = None):
     """The configuration of one size."""
     if arg in DEBUG:
         return debug(DEBUG[arg])
-    if arg not in SIZES:
-        sizes = ", ".join((*DEBUG, *SIZES))
-        raise ValueError(f"the size is {arg or 'missing'}, must be one of {sizes}, as in configs/gemma.py:3-1b")
-    size, config = SIZES[arg], defaults()
+    size, config = chosen(SIZES, arg, DEBUG), defaults()
     architecture(config.model, size)
     config.model.dtype = "bfloat16"
     config.model.remat = "full"
@@ -137,14 +135,6 @@ def pattern(size: Size) -> tuple[Layer, ...]:
 
 def debug(size: Size):
     """The same block small enough for one core, on the embedded corpus."""
-    config = defaults()
+    config = debug_defaults()
     architecture(config.model, size)
-    config.data.tokenizer = BpeTokenizer(vocab_size=512)
-    config.data.length = 64
-    config.optim.learning_rate = 1e-3
-    config.optim.schedule.warmup = "10%"
-    config.train.steps = 20
-    config.checkpoint.every = 10
-    config.eval.every = 10
-    config.eval.batches = 4
     return config

@@ -24,9 +24,10 @@ raise `train.accumulate`: the numbers stay the same.
 
 from typing import NamedTuple
 
-from data.config import BpeTokenizer, FileTokenizer, TextSource
+from data.config import FileTokenizer, TextSource
 from model.config import LearnedPositions, Model
 from train.config import defaults
+from train.recipes import chosen, debug_defaults
 
 
 class Size(NamedTuple):
@@ -51,10 +52,7 @@ def get_config(arg: str | None = None):
     """The configuration of one size."""
     if arg == "debug":
         return debug()
-    if arg not in SIZES:
-        sizes = ", ".join(("debug", *SIZES))
-        raise ValueError(f"the size is {arg or 'missing'}, must be one of {sizes}, as in configs/gpt2.py:124m")
-    size, config = SIZES[arg], defaults()
+    size, config = chosen(SIZES, arg), defaults()
     architecture(config.model, size.layers, size.embed, size.heads)
     config.model.vocab_size = 50257
     config.model.dtype = "bfloat16"
@@ -100,16 +98,7 @@ def architecture(model: Model, layers: int, embed: int, heads: int):
 
 def debug():
     """The same block small enough for one core, on the embedded corpus."""
-    config = defaults()
+    config = debug_defaults()
     architecture(config.model, layers=2, embed=64, heads=4)
-    config.model.vocab_size = 512
     config.model.positions.length = 64
-    config.data.tokenizer = BpeTokenizer(vocab_size=512)
-    config.data.length = 64
-    config.optim.learning_rate = 1e-3
-    config.optim.schedule.warmup = "10%"
-    config.train.steps = 20
-    config.checkpoint.every = 10
-    config.eval.every = 10
-    config.eval.batches = 4
     return config

@@ -36,9 +36,10 @@ The batch grows by whole micro-batches of 16 rows. On more devices than these di
 
 from typing import NamedTuple
 
-from data.config import BpeTokenizer, FileTokenizer, TextSource
+from data.config import FileTokenizer, TextSource
 from model.config import Layer, LearnedPositions, Model
 from train.config import AdamW, Cosine, LinearRamp, Optim, defaults
+from train.recipes import chosen, debug_defaults
 
 WINDOW = 256  # tokens of the band, the query itself included
 MICRO_BATCH = 16  # rows, 32k tokens: what the ramp begins with and grows by
@@ -70,10 +71,7 @@ def get_config(arg: str | None = None):
     """The configuration of one size."""
     if arg == "debug":
         return debug()
-    if arg not in SIZES:
-        sizes = ", ".join(("debug", *SIZES))
-        raise ValueError(f"the size is {arg or 'missing'}, must be one of {sizes}, as in configs/gpt3.py:125m")
-    size, config = SIZES[arg], defaults()
+    size, config = chosen(SIZES, arg), defaults()
     architecture(config.model, size.layers, size.embed, size.heads, WINDOW)
     config.model.positions.length = 2048
     config.model.vocab_size = 50257
@@ -128,19 +126,12 @@ def optimizer(optim: Optim, learning_rate: float):
 
 def debug():
     """The same block, schedule and ramp small enough for one core, on the embedded corpus."""
-    config = defaults()
+    config = debug_defaults()
     architecture(config.model, layers=3, embed=64, heads=4, window=16)
     config.model.positions.length = 64
-    config.model.vocab_size = 512
-    config.data.tokenizer = BpeTokenizer(vocab_size=512)
-    config.data.length = 64
     optimizer(config.optim, learning_rate=1e-3)
     config.optim.schedule = Cosine(warmup="4096 tokens", decay="20480 tokens", final=0.1)
-    config.train.steps = 20
     config.train.batch_size = 32
     config.train.accumulate = 4
     config.train.batch_ramp = LinearRamp(start=8, increment=8, duration="8192 tokens")
-    config.checkpoint.every = 10
-    config.eval.every = 10
-    config.eval.batches = 4
     return config

@@ -29,9 +29,10 @@ few accelerators, raise `train.accumulate`: the numbers stay the same.
 
 from typing import NamedTuple
 
-from data.config import BpeTokenizer, FileTokenizer, TextSource
+from data.config import FileTokenizer, TextSource
 from model.config import Layer, Llama3Scaling, Model
 from train.config import AdamW, Cosine, WarmupStableDecay, defaults
+from train.recipes import chosen, debug_defaults
 
 
 class Size(NamedTuple):
@@ -80,10 +81,7 @@ def get_config(arg: str | None = None):
     """The configuration of one size."""
     if arg == "debug":
         return debug()
-    if arg not in SIZES:
-        sizes = ", ".join(("debug", *SIZES))
-        raise ValueError(f"the size is {arg or 'missing'}, must be one of {sizes}, as in configs/llama.py:8b")
-    size, config = SIZES[arg], defaults()
+    size, config = chosen(SIZES, arg), defaults()
     architecture(config.model, size.layers, size.embed, size.heads, size.kv_heads, size.hidden, size.layer)
     config.model.vocab_size = size.vocab
     config.model.tied_head = size.tied_head
@@ -120,15 +118,6 @@ def architecture(model: Model, layers: int, embed: int, heads: int, kv_heads: in
 
 def debug():
     """The same block small enough for one core, on the embedded corpus."""
-    config = defaults()
+    config = debug_defaults()
     architecture(config.model, layers=2, embed=64, heads=4, kv_heads=2, hidden=192, layer=llama3(8.0))
-    config.model.vocab_size = 512
-    config.data.tokenizer = BpeTokenizer(vocab_size=512)
-    config.data.length = 64
-    config.optim.learning_rate = 1e-3
-    config.optim.schedule.warmup = "10%"
-    config.train.steps = 20
-    config.checkpoint.every = 10
-    config.eval.every = 10
-    config.eval.batches = 4
     return config

@@ -22,9 +22,11 @@ the same.
 
 from typing import NamedTuple
 
-from data.config import BpeTokenizer, FileTokenizer, TextSource
-from model.config import Layer, Model
+from configs.llama import architecture
+from data.config import FileTokenizer, TextSource
+from model.config import Layer
 from train.config import AdamW, defaults
+from train.recipes import chosen, debug_defaults
 
 
 class Release(NamedTuple):
@@ -44,10 +46,7 @@ def get_config(arg: str | None = None):
     """The configuration of one release."""
     if arg == "debug":
         return debug()
-    if arg not in RELEASES:
-        sizes = ", ".join(("debug", *RELEASES))
-        raise ValueError(f"the size is {arg or 'missing'}, must be one of {sizes}, as in configs/mistral.py:7b-v0.3")
-    release, config = RELEASES[arg], defaults()
+    release, config = chosen(RELEASES, arg), defaults()
     architecture(config.model, 32, 4096, 32, 8, 14336, Layer(release.window, release.rotary_base))
     config.model.vocab_size = release.vocab
     config.model.tied_head = False
@@ -68,32 +67,9 @@ def get_config(arg: str | None = None):
     return config
 
 
-def architecture(model: Model, layers: int, embed: int, heads: int, kv_heads: int, hidden: int, layer: Layer):
-    """Mistral's block at any size."""
-    model.num_layers = layers
-    model.embed_dim = embed
-    model.attention.num_heads = heads
-    model.attention.num_kv_heads = kv_heads
-    model.feed_forward.hidden_dim = hidden
-    model.feed_forward.activation = "silu"
-    model.feed_forward.gated = True
-    model.norm.name = "rmsnorm"
-    model.norm.epsilon = 1e-5
-    model.pattern = (layer,)
-
-
 def debug():
     """The same block, with a window, small enough for one core, on the embedded corpus."""
-    config = defaults()
+    config = debug_defaults()
     architecture(config.model, 2, 64, heads=4, kv_heads=2, hidden=192, layer=Layer(window=16))
     config.model.tied_head = False
-    config.model.vocab_size = 512
-    config.data.tokenizer = BpeTokenizer(vocab_size=512)
-    config.data.length = 64
-    config.optim.learning_rate = 1e-3
-    config.optim.schedule.warmup = "10%"
-    config.train.steps = 20
-    config.checkpoint.every = 10
-    config.eval.every = 10
-    config.eval.batches = 4
     return config

@@ -27,9 +27,10 @@ are the reports'. Learning rates, batches and optimizers are not published: they
 
 from typing import NamedTuple
 
-from data.config import BpeTokenizer, FileTokenizer, TextSource
+from data.config import FileTokenizer, TextSource
 from model.config import Layer, Model
 from train.config import AdamW, defaults
+from train.recipes import chosen, debug_defaults
 
 
 class Size(NamedTuple):
@@ -63,10 +64,7 @@ def get_config(arg: str | None = None):
     """The configuration of one size."""
     if arg in ("debug", "debug-2"):
         return debug(generation=3 if arg == "debug" else 2)
-    if arg not in SIZES:
-        sizes = ", ".join(("debug", "debug-2", *SIZES))
-        raise ValueError(f"the size is {arg or 'missing'}, must be one of {sizes}, as in configs/qwen.py:3-0.6b")
-    size, config = SIZES[arg], defaults()
+    size, config = chosen(SIZES, arg, ("debug", "debug-2")), defaults()
     head_dim = 128 if size.generation == 3 else None
     architecture(
         config.model, size.generation, size.layers, size.embed, size.heads, size.kv_heads, size.hidden, head_dim
@@ -111,16 +109,7 @@ def architecture(
 
 def debug(generation: int):
     """The same block small enough for one core, on the embedded corpus."""
-    config = defaults()
+    config = debug_defaults()
     head_dim = 32 if generation == 3 else None  # Qwen 3's heads are wider than embed_dim / num_heads
     architecture(config.model, generation, 2, 64, heads=4, kv_heads=2, hidden=192, head_dim=head_dim)
-    config.model.vocab_size = 512
-    config.data.tokenizer = BpeTokenizer(vocab_size=512)
-    config.data.length = 64
-    config.optim.learning_rate = 1e-3
-    config.optim.schedule.warmup = "10%"
-    config.train.steps = 20
-    config.checkpoint.every = 10
-    config.eval.every = 10
-    config.eval.batches = 4
     return config
