@@ -22,7 +22,7 @@ from train.plan import Plan, make_plan
 from train.progress import make_progress
 from train.resume import check_resume
 from train.rundir import RunDirectory, open_run, scope_difference
-from train.session import Counters, Feed, Session, saved_counters
+from train.session import Counters, Feed, Session, check_trained, saved_counters
 from train.signals import StopSignal, Watchdog
 from train.state import State
 from train.step import Step
@@ -38,10 +38,12 @@ def train(config: Config, workdir: Path) -> None:
     with open_run(workdir) as directory:
         saved = directory.read_config()
         notes = [] if saved is None else check_resume(saved, to_plain(config))
+        found = checkpoint.newest_usable(directory.checkpoints)
+        if found is not None:
+            check_trained(found[1].metadata, workdir)
         prepared = prepare(config.data, config.model.vocab_size)
         feed = Feed.make(assembly, prepared)
         plan = make_plan(config, len(feed.loader.rows))
-        found = checkpoint.newest_usable(directory.checkpoints)
         if found is not None and found[1].step >= plan.total_steps:
             say(f"the run in {workdir} has its {plan.total_steps} steps; raise train.steps to go on")
             return

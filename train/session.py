@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import jax
 
@@ -27,6 +28,8 @@ from train.progress import BarProgress, NoProgress, PlainProgress
 from train.ramp import batches_of
 from train.state import State, all_finite
 
+NO_DATA = "none: the weights were imported"  # in place of a store's fingerprint in the metadata of such a run
+
 
 @dataclass
 class Counters:
@@ -35,6 +38,15 @@ class Counters:
     tokens: int = 0  # as the task counts them, over all attempted steps
     skipped: int = 0
     bad_streak: int = 0  # non-finite steps in a row up to now
+
+
+def check_trained(metadata: dict, workdir: Path) -> None:
+    """ConfigError where a checkpoint holds imported weights alone: there is no training to go on with."""
+    if metadata["store_fingerprint"] == NO_DATA:
+        raise ConfigError(
+            f"{workdir} was made by train.convert and holds weights alone, no training to go on with. Begin a run from "
+            f"them: another --workdir, and --config.train.init_from={workdir}"
+        )
 
 
 def saved_counters(metadata: dict, fingerprints: dict[str, str]) -> Counters:

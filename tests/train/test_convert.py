@@ -16,7 +16,7 @@ from model.hub.families import canonical, from_config
 from tests.helpers import replaced, tiny
 from tests.model.hub.small import CONFIGS
 from tests.train.hub.published import DECODER, PLAIN, publish, publish_decoder, publish_encoder, publish_gguf
-from train import convert, generate, inspect, loop
+from train import convert, generate, inspect, loop, main
 from train.assembly import assemble
 from train.config import Config
 from train.hub import safetensors
@@ -70,6 +70,16 @@ def test_an_imported_run_starts_another(decoder, tmp_path):
     config = replaced(tiny(tmp_path), {"model": config_of(decoder[1]).model, "train.init_from": str(decoder[1])})
     state = loop.initial(assemble(config))
     assert inspect.digest(state.params) == digest(decoder[1])
+
+
+def test_an_imported_run_is_not_trained_in_place(decoder, tmp_path, capsys):
+    """Refused before its text is prepared; what to do instead is said."""
+    hf, run = decoder
+    before = sorted(path.name for path in run.iterdir())
+    cache = f"--config.data.cache_dir={tmp_path / 'cache'}"
+    assert exit_code(main.main, ["--config", str(run / "config.json"), "--workdir", str(run), cache]) == 2
+    assert f"--config.train.init_from={run}" in capsys.readouterr().err
+    assert not (tmp_path / "cache").exists() and sorted(path.name for path in run.iterdir()) == before
 
 
 def test_what_was_imported_is_exported_as_it_was(decoder, tmp_path, capsys):

@@ -43,10 +43,8 @@ from train.hub.safetensors import Writer
 from train.hub.source import Source, open_source
 from train.hub.tokenizer_files import write_json
 from train.rundir import environment, read_json
-from train.session import Counters
+from train.session import NO_DATA, Counters
 from train.state import State
-
-NO_DATA = "none: the weights were imported"  # in place of the fingerprint of a token store
 
 
 def import_run(hf: Path, workdir: Path, overrides: Sequence[str], initialise_heads: bool) -> list[str]:
