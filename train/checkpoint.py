@@ -15,6 +15,7 @@ import os
 import shutil
 import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -46,6 +47,8 @@ __all__ = [
 
 # Orbax logs a failed save as several tracebacks, beside the exception that says the same.
 logging.getLogger("absl").addFilter(lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname)
+
+DISCARD_TRIES = 20  # a tenth of a second apart
 
 
 def to_stderr(text: str) -> None:
@@ -165,9 +168,9 @@ class Checkpointer:
             response.result()
             self._commit(folder, manifest)
         except Exception as error:
-            self._error = told(error, folder)
             if self.primary:  # what was written helps nobody, and the disk may be full
-                shutil.rmtree(self.directory / INCOMING, ignore_errors=True)
+                discard(self.directory / INCOMING)
+            self._error = told(error, folder)  # last: whoever sees it may end the process
 
     def _commit(self, folder: Path, manifest: Manifest) -> None:
         target = self.directory / folder.name
@@ -209,6 +212,15 @@ class Checkpointer:
         os.rename(folder, away)
         sync(self.directory)
         shutil.rmtree(away, ignore_errors=True)
+
+
+def discard(folder: Path) -> None:
+    """Remove a folder into which writers that have not yet seen a failure may still put files."""
+    for _ in range(DISCARD_TRIES):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.1)
 
 
 def told(error: Exception, folder: Path) -> Exception:
