@@ -1,22 +1,21 @@
-"""What no field's type refuses in a configuration: values, clashes of sections, meshes. Imports no JAX."""
+"""Configurations read and checked: values, clashes of sections, meshes, all that no field's type refuses. No JAX."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import data.config
 import model.config
+from data import settings
 from data.config import SMALLEST_BPE, BpeTokenizer, ByteTokenizer, MaskedObjective, WordPieceTokenizer
 from data.errors import ConfigError
 from data.schema import BELOW_ONE, COUNT, NOT_NEGATIVE, POSITIVE, SHARE, Rule, refusals, split_duration
+from train.config import Config, Duration, Group, Mesh
 from train.duration import to_steps
 from train.ramp import batches_of
-
-if TYPE_CHECKING:  # train.config imports this module
-    from train.config import Config, Duration, Group, Mesh
 
 AXIS = Rule(lambda size: size >= 1 or size == -1, "at least 1, or -1 for the rest of the devices")
 INSIDE = Rule(lambda value: 0 < value < 1, "above 0 and below 1")
@@ -61,6 +60,13 @@ RULES = {
     "eval.batch_size": COUNT,
     "eval.batches": COUNT,
 }
+
+
+def load(spec: str, overrides: Sequence[str] = ()) -> Config:
+    """The checked configuration of `FILE.py[:arg]` or `FILE.json` and `--config.a.b=value` overrides."""
+    config = settings.load(spec, overrides, Config)
+    check(config)
+    return config
 
 
 def check(config: Config) -> None:

@@ -6,7 +6,6 @@ global batch), "2 epochs", "10%" (of the run's steps).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ml_collections import ConfigDict
@@ -14,8 +13,6 @@ from ml_collections import ConfigDict
 from data import settings
 from data.config import Data
 from model.config import Model
-from train.checks import check
-from train.checks import check_devices as check_devices
 
 Duration = int | str
 
@@ -223,10 +220,3 @@ class Config:
 def defaults() -> ConfigDict:
     """The complete tree that a recipe starts from: locked, type-safe, every field at its default."""
     return settings.to_config_dict(Config())
-
-
-def load(spec: str, overrides: Sequence[str] = ()) -> Config:
-    """The checked configuration of `FILE.py[:arg]` or `FILE.json` and `--config.a.b=value` overrides."""
-    config = settings.load(spec, overrides, Config)
-    check(config)
-    return config

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from data.cli import Parser, run_command
 from data.schema import config_hash
-from train.config import Config, load
+from train.checks import load
+from train.config import Config
 from train.runtime import prepare_runtime
 
 

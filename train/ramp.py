@@ -11,12 +11,10 @@ import math
 from bisect import bisect_right
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from data.schema import split_duration
-
-if TYPE_CHECKING:  # train.config imports train.checks, which imports this module
-    from train.config import Config, LinearRamp, NoRamp
+from train.config import Config, LinearRamp, NoRamp
 
 
 class Level(NamedTuple):

@@ -22,7 +22,7 @@ import numpy as np
 from data.packing import make_rows
 from data.prepare import prepare
 from model.generate import Sampling
-from train.config import load
+from train.checks import load
 from train.generate import continue_texts, load_run
 from train.inspect import report
 from train.loop import train

@@ -10,7 +10,7 @@ from model.config import Model
 from model.parameters import path_name
 from tests.configs.test_recipes import SPECS
 from tests.model.small import declared
-from train.config import load
+from train.checks import load
 
 ROOT = Path(__file__).resolve().parents[2]
 PUBLISHED = Path(__file__).parent / "golden" / "parameters.txt"

@@ -8,7 +8,7 @@ from data import settings
 from data.config import missing_inputs
 from data.errors import ConfigError
 from model.hub.families import FAMILIES, from_config, to_config
-from train.config import check_devices, load
+from train.checks import check_devices, load
 
 ROOT = Path(__file__).parents[2]
 SIZES = {

@@ -13,7 +13,7 @@ from model.ops.cross_entropy import reference
 from model.parameters import path_name
 from model.transformer import Transformer
 from tests.model.small import declared, fresh, jit, pack, same, tokens, with_targets
-from train.config import load
+from train.checks import load
 
 GPT2, LLAMA = (load(f"configs/{name}.py:debug").model for name in ("gpt2", "llama"))
 

@@ -8,7 +8,7 @@ import pytest
 from model import config as cfg
 from model.parameters import KINDS, STACK_AXIS, path_name
 from tests.model.small import MODELS, declared, fresh
-from train.config import load
+from train.checks import load
 from train.flops import parameter_count
 
 # Radford et al. 2019 as released; Llama Team 2024 and the Llama 3.2 model card.

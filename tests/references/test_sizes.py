@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from model.hub.families import expressing
-from train.config import load
+from train.checks import load
 from train.hub.exporter import tensor_shapes
 from train.hub.importer import by_path, declared
 

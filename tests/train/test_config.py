@@ -11,8 +11,8 @@ from data.config import FileTokenizer, TextSource, missing_inputs
 from data.errors import ConfigError
 from data.schema import entry_hint, hints, leaves, scalar_types, variants
 from model.parameters import KINDS
-from train.checks import PARAMETER_KINDS, RULES
-from train.config import Config, check, check_devices, defaults, load
+from train.checks import PARAMETER_KINDS, RULES, check, check_devices, load
+from train.config import Config, defaults
 
 MASKED = ["model.attention.causal=false", "data.tokenizer.name=wordpiece", "data.objective.name=masked"]
 RECIPE = "from train.config import defaults\ndef get_config():\n    return defaults()\n"

@@ -17,7 +17,8 @@ from tests.helpers import digests, drawn, lines, replaced, tiny, train
 from train import checkpoint, mesh
 from train.assembly import assemble
 from train.checkpoint import leaf_dict
-from train.config import Mesh, Sgd, load
+from train.checks import load
+from train.config import Mesh, Sgd
 from train.errors import Stopped
 from train.inspect import digest
 from train.step import Step

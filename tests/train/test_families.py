@@ -14,7 +14,8 @@ from tests.helpers import digests, drawn, lines, replaced, train
 from tests.model.small import close, draw, jit, logits, pack, tokens
 from tests.model.test_generate import LENGTH, check_read
 from train.assembly import assemble
-from train.config import Config, Log, Mesh, NoRamp, load
+from train.checks import load
+from train.config import Config, Log, Mesh, NoRamp
 from train.errors import Stopped
 from train.metrics import read_metrics
 from train.session import Feed

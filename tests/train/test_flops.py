@@ -11,7 +11,7 @@ from model.transformer import Transformer
 from tests.model.jaxprs import dot_flops
 from tests.model.small import GEMMA, GPT2, LLAMA, declared, draw, loss_of, pack, tokens, with_targets
 from train import flops
-from train.config import load
+from train.checks import load
 
 
 def test_flops_of_gpt2_debug_are_those_counted_by_hand():

@@ -16,7 +16,8 @@ from tests.helpers import drawn, replaced, train
 from tests.references.numpy_decoder import mean_loss, row_logits
 from train.assembly import assemble
 from train.checkpoint import leaf_dict
-from train.config import Log, Mesh, load
+from train.checks import load
+from train.config import Log, Mesh
 from train.metrics import read_metrics
 from train.optim import merge
 from train.session import Feed
