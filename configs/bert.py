@@ -19,10 +19,13 @@ The others read your text and BERT's vocabulary:
     python -m train.main --config configs/bert.py:base-uncased --workdir runs/bert-base \
         --config.data.source.paths='text/*.txt' --config.data.tokenizer.path=vocab.txt
 
-They take BERT's million steps of 256 rows at 128 tokens. BERT took the last tenth of them at 512, which is a second run
-with `--config.train.init_from=runs/bert-base --config.data.length=512 --config.data.objective.max_predictions=77` and
-the learning rate that is left. Masks that are new in every epoch (Liu et al. 2019) are
-`--config.data.objective.copies=none`.
+They take BERT's million steps of 256 rows at 128 tokens. BERT took the last tenth of them at 512, which is two runs:
+the first with `--config.train.steps=900000 --config.optim.schedule.final=0.1`, the second with
+
+    --config.train.init_from=runs/bert-base --config.train.steps=100000 --config.optim.learning_rate=1e-5 \
+        --config.optim.schedule.warmup=0 --config.data.length=512 --config.data.objective.max_predictions=77
+
+Masks that are new in every epoch (Liu et al. 2019) are `--config.data.objective.copies=none`.
 
 Rows are `[CLS] A [SEP] B [SEP]`; 15 % of the tokens are predicted, and whether B follows A. The optimizer is that of
 BERT's code: AdamW without bias correction, under which everything but norms and biases decays.

@@ -66,6 +66,7 @@ class FileTokenizer:
     name: str = "file"
     path: str = ""
     end_of_text: str | None = None  # the token that begins a document; None: found by its usual names
+    stop: str | None = None  # the token that ends a text in decoding; None: end_of_text
     lowercase: bool | None = None  # BERT's rules only. A vocab.txt does not say; None: as tokenizer.json does
 
 

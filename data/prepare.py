@@ -100,12 +100,17 @@ def _identity(config: Data) -> dict:
     loaded = tokenizer.build(settings, ()).fingerprint if isinstance(settings, FileTokenizer) else None
     return {
         "source": sources.identity(config.source, config.cache_dir),
-        "tokenizer": {**to_plain(settings), "fingerprint": loaded},
+        "tokenizer": {**_deciding(settings), "fingerprint": loaded},
     }
 
 
+def _deciding(settings) -> dict:
+    """The settings of a tokenizer on which what it makes of a text depends."""
+    return {key: value for key, value in to_plain(settings).items() if key != "stop"}
+
+
 def _name(config: Data) -> str:
-    settings = [store.VERSION, to_plain(config.source), to_plain(config.tokenizer), *marks_of(config.objective)]
+    settings = [store.VERSION, to_plain(config.source), _deciding(config.tokenizer), *marks_of(config.objective)]
     return hashlib.sha256(canonical_json(settings)).hexdigest()[:HASH_DIGITS]
 
 

@@ -40,19 +40,21 @@ class Tokenizer:
       vocab_size: largest id + 1.
       end_of_text: the id that begins every stored document.
       end_of_text_token: how that id is spelt in the tokenizer.json.
+      stop: the id that ends a text in decoding.
       cls, sep, mask, pad: the ids of an encoder's special tokens; None where the vocabulary lacks one.
       fingerprint: hexadecimal SHA-256 of everything that decides an id.
     """
 
-    def __init__(self, content: dict, end_of_text_token: str):
+    def __init__(self, content: dict, end_of_text_token: str, stop_token: str | None = None):
         """`content` is a parsed tokenizer.json, of which truncation, padding and post-processor are dropped.
 
-        `end_of_text_token` must be in its vocabulary.
+        `end_of_text_token` must be in its vocabulary, and `stop_token` too; None: the same.
         """
         vocabulary = tokenizers.Tokenizer.from_str(json.dumps(content)).get_vocab(with_added_tokens=True)
         self.vocab_size: int = max(vocabulary.values()) + 1
         self.end_of_text_token = end_of_text_token
         self.end_of_text: int = vocabulary[end_of_text_token]
+        self.stop: int = vocabulary[stop_token or end_of_text_token]
         self.cls, self.sep, self.mask, self.pad = (
             next((vocabulary[name] for name in names if name in vocabulary), None)
             for names in (CLS_NAMES, SEP_NAMES, MASK_NAMES, PAD_NAMES)
@@ -225,10 +227,13 @@ def train_wordpiece(documents: Iterable[str], config: WordPieceTokenizer) -> Tok
     return Tokenizer(made, wordpiece.CLS)
 
 
-def load(path: str | os.PathLike, end_of_text: str | None = None, lowercase: bool | None = None) -> Tokenizer:
+def load(
+    path: str | os.PathLike, end_of_text: str | None = None, lowercase: bool | None = None, stop: str | None = None
+) -> Tokenizer:
     """Reads any tokenizer.json, or the vocab.txt of a BERT.
 
-    `end_of_text` is the token that begins a document; None: found by its usual names. `lowercase` is asked for
+    `end_of_text` is the token that begins a document; None: found by its usual names. `stop` is the one that ends
+    a text in decoding; None: the same. `lowercase` is asked for
     by a vocab.txt, and takes the place of what a tokenizer.json of BERT's rules says. Raises DataError when the
     file is not a tokenizer, or has no such token; ConfigError when `lowercase` is missing or has no meaning.
     """
@@ -239,7 +244,7 @@ def load(path: str | os.PathLike, end_of_text: str | None = None, lowercase: boo
     else:
         content = _read(path)
         if lowercase is not None:
-            content = _cased(path, content, lowercase)
+            content = cased(path, content, lowercase)
     vocabulary = tokenizers.Tokenizer.from_str(json.dumps(content)).get_vocab(with_added_tokens=True)
     encoder = any(name in vocabulary for name in MASK_NAMES)
     usual = (*CLS_NAMES, *END_OF_TEXT_NAMES) if encoder else END_OF_TEXT_NAMES
@@ -250,7 +255,9 @@ def load(path: str | os.PathLike, end_of_text: str | None = None, lowercase: boo
             f"The tokenizer {path} has no token {' or '.join(names)}. Set data.tokenizer.end_of_text to the "
             "token of its vocabulary that shall stand before each document."
         )
-    return Tokenizer(content, found)
+    if stop is not None and stop not in vocabulary:
+        raise DataError(f"The tokenizer {path} has no token {stop}, which data.tokenizer.stop names. Choose another.")
+    return Tokenizer(content, found, stop)
 
 
 def _read(path: str | os.PathLike) -> dict:
@@ -268,7 +275,8 @@ def _read(path: str | os.PathLike) -> dict:
     return content
 
 
-def _cased(path: str | os.PathLike, content: dict, lowercase: bool) -> dict:
+def cased(path: str | os.PathLike, content: dict, lowercase: bool) -> dict:
+    """A tokenizer.json, found at `path`, with lower-casing on or off; ConfigError where its rules are not BERT's."""
     rules = content.get("normalizer") or {}
     if rules.get("type") != "BertNormalizer":
         raise ConfigError(
@@ -288,6 +296,6 @@ def build(
 BUILDERS = {
     "bpe": lambda config, documents: train_bpe(documents, config.vocab_size),
     "wordpiece": lambda config, documents: train_wordpiece(documents, config),
-    "file": lambda config, documents: load(config.path, config.end_of_text, config.lowercase),
+    "file": lambda config, documents: load(config.path, config.end_of_text, config.lowercase, config.stop),
     "bytes": lambda config, documents: byte_tokenizer(),
 }

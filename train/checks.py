@@ -73,11 +73,16 @@ def check(config: Config) -> None:
     """Refuse, with all its clashes in one ConfigError, a configuration that no machine could run."""
     problems = [(f"model.{key}", clash) for key, clash in model.config.check(config.model)]
     problems += [(f"data.{key}", clash) for key, clash in data.config.check(config.data)]
-    problems += refusals(config, RULES) + _check_groups(config.optim.groups) + _check_mesh(config.mesh)
+    problems += value_problems(config)
     if not problems:  # the checks below divide and compare what the ones above have found sound
         problems = _check_shapes(config) + _check_objective(config) + _check_ramp(config) + _check_durations(config)
     if problems:
         raise ConfigError("; ".join(f"{key} {clash}" for key, clash in problems))
+
+
+def value_problems(config: Config) -> list[tuple[str, str]]:
+    """(key, clash) of what the sections other than `model` and `data` refuse by themselves."""
+    return refusals(config, RULES) + _check_groups(config.optim.groups) + _check_mesh(config.mesh)
 
 
 def _check_groups(groups: tuple[Group, ...]) -> list[tuple[str, str]]:

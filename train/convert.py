@@ -38,11 +38,14 @@ def export_command(arguments: Sequence[str]) -> None:
     parser.add_argument("--family", help="a model_type (default: the first that expresses the model)")
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="float32", help="of the tensors")
     parser.add_argument("--max_shard_bytes", type=int, default=SHARD_BYTES, help="of tensors a file")
+    parser.add_argument("--length", type=int, help="longest context to claim, tokens (default: the run's data.length)")
     known = parser.parse_args(arguments)
-    if known.max_shard_bytes < 1:
-        raise ConfigError(f"--max_shard_bytes is {known.max_shard_bytes}, must be at least 1.")
+    for name in ("max_shard_bytes", "length"):
+        value = getattr(known, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name} is {value}, must be at least 1.")
     jax.config.update("jax_platforms", "cpu")  # nothing is computed
-    say(runs.export_run(known.run, known.hf, known.family, known.dtype, known.max_shard_bytes), known.hf)
+    say(runs.export_run(known.run, known.hf, known.family, known.dtype, known.max_shard_bytes, known.length), known.hf)
 
 
 COMMANDS = {"import": import_command, "export": export_command}

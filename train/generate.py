@@ -47,8 +47,8 @@ def load_run(run: Path) -> Run:
     abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), declarations(shapes))
     params = load_params(run, abstract)
     setting = config.data.tokenizer
-    end_of_text = setting.end_of_text if isinstance(setting, FileTokenizer) else None
-    return model, params, tokenizers.load(run / "tokenizer.json", end_of_text)
+    end_of_text, stop = (setting.end_of_text, setting.stop) if isinstance(setting, FileTokenizer) else (None, None)
+    return model, params, tokenizers.load(run / "tokenizer.json", end_of_text, stop=stop)
 
 
 def continue_texts(run: Run, prompts: Sequence[str], max_new_tokens: int, sampling: Sampling, seed: int) -> list[dict]:
@@ -79,7 +79,7 @@ def continue_texts(run: Run, prompts: Sequence[str], max_new_tokens: int, sampli
             lengths_B,
             prompt_keys(prompts, seed),
             max_new_tokens,
-            tokenizer.end_of_text,
+            tokenizer.stop,
             sampling._replace(vocab_size=tokenizer.vocab_size),  # a model may have more ids than its tokenizer
         )
     )
@@ -90,7 +90,7 @@ def continue_texts(run: Run, prompts: Sequence[str], max_new_tokens: int, sampli
 
 
 def _result(tokenizer: Tokenizer, prompt: str, tokens: list[int]) -> dict:
-    ended = bool(tokens) and tokens[-1] == tokenizer.end_of_text
+    ended = bool(tokens) and tokens[-1] == tokenizer.stop
     tokens = tokens[:-1] if ended else tokens
     return {"prompt": prompt, "text": tokenizer.decode(tokens), "tokens": tokens, "ended": ended}
 

@@ -27,6 +27,7 @@ KINDS = {
     "data.source.validation_paths": FREE,
     "data.source.directory": FREE,
     "data.tokenizer.path": FREE,
+    "data.tokenizer.stop": FREE,
     "data.cache_dir": FREE,
     "data.prefetch": FREE,
     "data.timeout": FREE,

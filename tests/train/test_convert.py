@@ -82,6 +82,56 @@ def test_an_imported_run_is_not_trained_in_place(decoder, tmp_path, capsys):
     assert not (tmp_path / "cache").exists() and sorted(path.name for path in run.iterdir()) == before
 
 
+STOPS = {  # (tokenizer_config.json, eos_token_id of config.json): the token that ends a text
+    "by its name": ({"eos_token": "Z"}, 5, "Z"),
+    "by its entry": ({"eos_token": {"content": "Z"}}, None, "Z"),
+    "by its id": ({}, ord("Z"), "Z"),
+    "by the first of its ids": ({}, [ord("Z"), 7], "Z"),
+    "unknown": ({"eos_token": "<|im_end|>"}, None, None),
+}
+
+
+@pytest.mark.parametrize("case", STOPS)
+def test_a_text_ends_where_the_published_model_ends_it(case, tmp_path):
+    """Bytes are letters' own ids, and "Z" ends what an end of text begins."""
+    settings, number, expected = STOPS[case]
+    byte = {"Z": ord("Z"), None: 256}[expected]
+    hf = publish_decoder(tmp_path / "hf", {**DECODER, "eos_token_id": number})
+    (hf / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert imported(hf, tmp_path / "run") == 0
+    assert config_of(tmp_path / "run").data.tokenizer.stop == expected
+    model, params, tokenizer = generate.load_run(tmp_path / "run")
+    assert (tokenizer.end_of_text, tokenizer.stop) == (256, byte)
+    params["head"] = params["head"].at[:, byte].set(1e3 * params["head"].sum(axis=1))  # likeliest, or never
+    likely = params["head"].at[:, byte].multiply(-1)
+    found = [
+        generate.continue_texts((model, {**params, "head": head}, tokenizer), ["ab"], 4, generate.Sampling(0.0), 0)[0]
+        for head in (params["head"], likely)
+    ]
+    assert any(result["ended"] and len(result["tokens"]) < 4 for result in found)
+    assert exported(tmp_path / "run", tmp_path / "out", "--length", "77") == 0
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (written["eos_token_id"], written["bos_token_id"]) == (byte, 256)
+    assert written["max_position_embeddings"] == 77
+
+
+def test_an_encoder_may_be_cased_otherwise_than_its_file_says(tmp_path, capsys):
+    hf = publish_encoder(tmp_path / "hf", "bert_pretraining", lowercase=True)
+    for lowercase, pieces in (("true", ["hello"]), ("false", ["Hello"])):
+        run = tmp_path / lowercase
+        assert imported(hf, run, f"--config.data.tokenizer.lowercase={lowercase}") == 0
+        tokenizer = generate.load_run(run)[2]
+        assert [tokenizer.name_of(i) for i in tokenizer.encode("Hello")] == pieces
+    assert imported(hf, tmp_path / "other", "--config.data.tokenizer.path=other.json") == 2
+    assert "data.tokenizer is the source's" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("mesh", (("data=0",), ("data=-5",), ("data=-1", "fsdp=-1")))
+def test_a_mesh_that_cannot_be_is_refused_on_import(decoder, mesh, tmp_path, capsys):
+    assert imported(decoder[0], tmp_path / "run", *(f"--config.mesh.{axis}" for axis in mesh)) == 2
+    assert "mesh." in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
 def test_what_was_imported_is_exported_as_it_was(decoder, tmp_path, capsys):
     hf, run = decoder
     assert exported(run, tmp_path / "out", "--max_shard_bytes", "9000") == 0

@@ -34,6 +34,7 @@ from model.transformer import Transformer, initialise
 from train import checkpoint, mesh
 from train.assembly import INITIAL_STREAM
 from train.checkpoint import Checkpointer
+from train.checks import value_problems
 from train.config import Config
 from train.errors import CheckpointError
 from train.hub import tokenizer_files
@@ -106,7 +107,7 @@ def configuration(source: Source, workdir: Path, overrides: Sequence[str]) -> Co
     path = "" if source.tokenizer is None else str(workdir / "tokenizer.json")
     objective = MaskedObjective(next_sentence=published.heads.next_sentence)
     data = Data(
-        tokenizer=FileTokenizer(path=path, end_of_text=source.end_of_text),
+        tokenizer=FileTokenizer(path=path, end_of_text=source.end_of_text, stop=source.stop),
         objective=CausalObjective() if published.attention.causal else objective,
     )
     data = data if length is None else replace(data, length=length)
@@ -114,9 +115,11 @@ def configuration(source: Source, workdir: Path, overrides: Sequence[str]) -> Co
         spec = Path(directory) / "config.json"
         spec.write_text(json.dumps(to_plain(Config(model=published, data=data))))
         config = settings.load(str(spec), overrides, Config)
-    problems = model.config.check(config.model)
+    problems = [(f"model.{key}", clash) for key, clash in model.config.check(config.model)] + value_problems(config)
+    if config.data.tokenizer != replace(data.tokenizer, lowercase=config.data.tokenizer.lowercase):
+        problems.append(("data.tokenizer", "is the source's, of which only lowercase can be another"))
     if problems:
-        raise ConfigError("; ".join(f"model.{key} {clash}" for key, clash in problems))
+        raise ConfigError("; ".join(f"{key} {clash}" for key, clash in problems))
     return config
 
 
@@ -136,9 +139,12 @@ def save(directory: Path, config: Config, source: Source, params: dict) -> None:
     fingerprint = NO_DATA
     with storage_errors(directory, "write"):
         if source.tokenizer is not None:
-            write_json(directory / "tokenizer.json", source.tokenizer)
-            end = config.data.tokenizer.end_of_text
-            fingerprint = tokenizer.load(directory / "tokenizer.json", end).fingerprint
+            setting, content = config.data.tokenizer, source.tokenizer
+            if setting.lowercase is not None:
+                content = tokenizer.cased(source.path, content, setting.lowercase)
+            write_json(directory / "tokenizer.json", content)
+            made = tokenizer.load(directory / "tokenizer.json", setting.end_of_text, setting.lowercase, setting.stop)
+            fingerprint = made.fingerprint
         for name, value in (("config.json", to_plain(config)), ("environment.json", environment())):
             write_json(directory / name, value)
     zero = jnp.zeros((), jnp.int32)
@@ -156,8 +162,12 @@ def save(directory: Path, config: Config, source: Source, params: dict) -> None:
     checkpointer.close()
 
 
-def export_run(run: Path, hf: Path, family: str | None, dtype: str, max_shard_bytes: int) -> list[str]:
+def export_run(
+    run: Path, hf: Path, family: str | None, dtype: str, max_shard_bytes: int, length: int | None = None
+) -> list[str]:
     """Write the newest checkpoint of `run` in the Hugging Face layout; returns lines for its user.
+
+    `length`: the longest context that it is to claim, in tokens; None: the rows it was trained on.
 
     ConfigError: no run, an occupied `hf`, a model that `family` (None: any) cannot express.
     """
@@ -165,7 +175,7 @@ def export_run(run: Path, hf: Path, family: str | None, dtype: str, max_shard_by
     if plain is None:
         raise ConfigError(f"--run is {run}, which holds no run: it has no config.json.")
     config = from_plain(Config, plain)
-    tree, length = by_path(declared(config.model)), config.data.length
+    tree, length = by_path(declared(config.model)), length or config.model.max_length or config.data.length
     try:
         chosen, published = expression(config.model, family, length, list(tree))
     except HubError as error:
@@ -174,12 +184,16 @@ def export_run(run: Path, hf: Path, family: str | None, dtype: str, max_shard_by
     with place_for(hf, "--hf") as building:
         building.mkdir()
         end = end_of_text(run, config)
-        published |= tokenizer_files.write(run, building, end, length) | {"torch_dtype": dtype}
+        stops = getattr(config.data.tokenizer, "stop", None)
+        published |= tokenizer_files.write(run, building, end, stops, length) | {"torch_dtype": dtype}
         writer = Writer(building, tensor_shapes(chosen, config.model, tree), dtype, max_shard_bytes)
         writer.write(export_tensors(chosen, config.model, tree, leaf))
         with storage_errors(building / "config.json", "write"):
             write_json(building / "config.json", published)
-    return [f"{chosen.model_type}, {dtype}, {len(writer.shards)} file(s), from {folder}"]
+    return [
+        f"{chosen.model_type}, {dtype}, {len(writer.shards)} file(s), from {folder}",
+        f"its longest context is said to be {length} tokens; --length says otherwise",
+    ]
 
 
 def expression(model: Model, family: str | None, length: int, paths: list[str]) -> tuple[Family, dict]:

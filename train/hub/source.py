@@ -21,6 +21,7 @@ class Source:
     tensors: Mapping[str, Tensor]
     tokenizer: dict | None  # content of a tokenizer.json
     end_of_text: str | None  # what data.tokenizer.end_of_text must say
+    stop: str | None  # what data.tokenizer.stop must say
     notes: tuple[str, ...]  # what its user should know
 
 
@@ -38,8 +39,9 @@ def open_source(path: Path) -> Source:
     config = gguf_llama.config_of(found, path)
     tokenizer, why = gguf_llama.tokenizer_of(found, path)
     end = tokenizer_files.end_of_text(tokenizer, {}, config, path)
+    stop = tokenizer_files.stop(tokenizer, {}, config, path)
     notes = () if why is None else (f"no tokenizer.json was made: {why}",)
-    return Source(path, config, gguf_llama.tensors_of(found, config), tokenizer, end, notes)
+    return Source(path, config, gguf_llama.tensors_of(found, config), tokenizer, end, stop, notes)
 
 
 def open_directory(path: Path) -> Source:
@@ -53,8 +55,9 @@ def open_directory(path: Path) -> Source:
         raise DataError(f"{path} holds neither {safetensors.SINGLE} nor {safetensors.INDEX}: there are no weights.")
     tokenizer, settings = tokenizer_files.read(path)
     end = tokenizer_files.end_of_text(tokenizer, settings, config, path / "tokenizer.json")
+    stop = tokenizer_files.stop(tokenizer, settings, config, path / "tokenizer.json")
     notes = ("it has no tokenizer.json and no vocab.txt",) if tokenizer is None else ()
-    return Source(path, config, safetensors.read_directory(path), tokenizer, end, notes)
+    return Source(path, config, safetensors.read_directory(path), tokenizer, end, stop, notes)
 
 
 def pickled(path: Path) -> DataError:

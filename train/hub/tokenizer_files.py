@@ -97,6 +97,17 @@ def end_of_text(content: dict | None, settings: Mapping[str, Any], config: Mappi
         return begins
     if any(name in vocabulary for name in END_OF_TEXT_NAMES):
         return None
+    return ending(vocabulary, settings, config)
+
+
+def stop(content: dict | None, settings: Mapping[str, Any], config: Mapping[str, Any], path: Path) -> str | None:
+    """What `data.tokenizer.stop` must say: the token with which the model ends a text; None for an encoder."""
+    vocabulary = {} if content is None else vocabulary_of(content, path)
+    return None if any(name in vocabulary for name in MASK_NAMES) else ending(vocabulary, settings, config)
+
+
+def ending(vocabulary: dict[str, int], settings: Mapping[str, Any], config: Mapping[str, Any]) -> str | None:
+    """The end of a text by its name in tokenizer_config.json, else by its id in config.json; None where neither is."""
     named = settings.get("eos_token")
     named = named.get("content") if isinstance(named, dict) else named
     number = config.get("eos_token_id")
@@ -140,10 +151,11 @@ def pair_template(content: dict) -> dict | None:
     return json.loads(whole.to_str())["post_processor"]
 
 
-def write(run: Path, directory: Path, end: str | None, length: int) -> dict[str, int]:
+def write(run: Path, directory: Path, end: str | None, stops: str | None, length: int) -> dict[str, int]:
     """Write a run's tokenizer.json into an export, and the files that tell its special tokens.
 
-    Returns the ids that config.json names. `end`: the token that begins a document, None for an encoder.
+    Returns the ids that config.json names. `end`: the token that begins a document, None for an encoder; `stops`:
+    the one that ends a text, None: found by its usual names.
     """
     content = read_json(run / "tokenizer.json")
     if content is None:
@@ -157,7 +169,7 @@ def write(run: Path, directory: Path, end: str | None, length: int) -> dict[str,
     }
     if end is not None:
         ends = end if end in END_OF_TEXT_NAMES else next((t for t in END_OF_TEXT_NAMES if t in vocabulary), end)
-        special |= {"bos_token": end, "eos_token": ends}
+        special |= {"bos_token": end, "eos_token": stops or ends}
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": length,
