@@ -56,11 +56,15 @@ def test_an_export_tells_where_texts_begin_and_end(tmp_path):
     run.mkdir()
     directory.mkdir()
     (run / "tokenizer.json").write_text(json.dumps(content(LLAMA, "<s>")))
-    assert tokenizer_files.write(run, directory, "<s>", 64) == {"bos_token_id": 1, "eos_token_id": 2}
+    assert tokenizer_files.write(run, directory, "<s>", None, 64) == {"bos_token_id": 1, "eos_token_id": 2}
     settings = json.loads((directory / "tokenizer_config.json").read_text())
     assert (settings["bos_token"], settings["eos_token"], settings["unk_token"]) == ("<s>", "</s>", "<unk>")
     assert json.loads((directory / "tokenizer.json").read_text()) == content(LLAMA, "<s>")
-    assert tokenizer_files.write(tmp_path, directory, None, 64) == {}
+    assert tokenizer_files.write(tmp_path, directory, None, None, 64) == {}
+    assert (
+        tokenizer_files.write(run, directory, "<s>", "<unk>", 64)["eos_token_id"]
+        == content(LLAMA)["model"]["vocab"]["<unk>"]
+    )
 
 
 def test_padding_and_truncation_are_turned_off(tmp_path):
