@@ -33,7 +33,9 @@ BERT's code: AdamW without bias correction, under which everything but norms and
 
 from typing import NamedTuple
 
-from data.config import FileTokenizer, MaskedObjective, TextSource, WordPieceTokenizer
+from data.objective_config import MaskedObjective
+from data.source_config import TextSource
+from data.tokenizer_config import FileTokenizer, WordPieceTokenizer
 from model.config import LearnedPositions, Model
 from train.config import AdamW, Linear, Optim, defaults
 from train.recipes import chosen, debug_defaults

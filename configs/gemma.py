@@ -32,7 +32,8 @@ al. 2023). The batch is 4 million tokens; on few accelerators, raise `train.accu
 
 from typing import NamedTuple
 
-from data.config import FileTokenizer, TextSource
+from data.source_config import TextSource
+from data.tokenizer_config import FileTokenizer
 from model.config import Layer, LinearScaling, Model, NoScaling
 from train.config import AdamW, defaults
 from train.recipes import chosen, debug_defaults

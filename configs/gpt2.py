@@ -24,7 +24,8 @@ raise `train.accumulate`: the numbers stay the same.
 
 from typing import NamedTuple
 
-from data.config import FileTokenizer, TextSource
+from data.source_config import TextSource
+from data.tokenizer_config import FileTokenizer
 from model.config import LearnedPositions, Model
 from train.config import defaults
 from train.recipes import chosen, debug_defaults

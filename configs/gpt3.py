@@ -36,7 +36,8 @@ The batch grows by whole micro-batches of 16 rows. On more devices than these di
 
 from typing import NamedTuple
 
-from data.config import FileTokenizer, TextSource
+from data.source_config import TextSource
+from data.tokenizer_config import FileTokenizer
 from model.config import Layer, LearnedPositions, Model
 from train.config import AdamW, Cosine, LinearRamp, Optim, defaults
 from train.recipes import chosen, debug_defaults

@@ -29,7 +29,8 @@ few accelerators, raise `train.accumulate`: the numbers stay the same.
 
 from typing import NamedTuple
 
-from data.config import FileTokenizer, TextSource
+from data.source_config import TextSource
+from data.tokenizer_config import FileTokenizer
 from model.config import Layer, Llama3Scaling, Model
 from train.config import AdamW, Cosine, WarmupStableDecay, defaults
 from train.recipes import chosen, debug_defaults

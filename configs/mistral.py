@@ -23,7 +23,8 @@ the same.
 from typing import NamedTuple
 
 from configs.llama import architecture
-from data.config import FileTokenizer, TextSource
+from data.source_config import TextSource
+from data.tokenizer_config import FileTokenizer
 from model.config import Layer
 from train.config import AdamW, defaults
 from train.recipes import chosen, debug_defaults

@@ -27,7 +27,8 @@ are the reports'. Learning rates, batches and optimizers are not published: they
 
 from typing import NamedTuple
 
-from data.config import FileTokenizer, TextSource
+from data.source_config import TextSource
+from data.tokenizer_config import FileTokenizer
 from model.config import Layer, Model
 from train.config import AdamW, defaults
 from train.recipes import chosen, debug_defaults

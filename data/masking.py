@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from data import draws
-from data.config import MaskedObjective
+from data.objective_config import MaskedObjective
 
 LAST = np.uint64(draws.LAST)
 

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from data import marks
-from data.config import CausalObjective, Data, MaskedObjective
+from data.config import Data
 from data.errors import ConfigError
 from data.masking import Vocabulary, keys, mask
+from data.objective_config import CausalObjective, MaskedObjective
 from data.packing import DTYPES, Rows, make_rows
 from data.sentence_pairs import PairRows, pair_index
 from data.store import Store

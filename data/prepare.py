@@ -18,7 +18,7 @@ from pathlib import Path
 
 from data import sources, store, tokenizer
 from data.cli import Parser, run_command
-from data.config import Data, FileTokenizer, check, missing_inputs
+from data.config import Data, check, missing_inputs
 from data.errors import ConfigError, DataError
 from data.files import canonical_json, locked
 from data.objectives import check_tokenizer, marks_of
@@ -26,6 +26,7 @@ from data.schema import to_plain
 from data.settings import load
 from data.store import Store
 from data.tokenizer import Tokenizer
+from data.tokenizer_config import FileTokenizer
 
 HASH_DIGITS = 16
 SPLITS = ("train", "validation")

@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import Protocol
 
-from data.config import JsonlSource, TextSource, TfdsSource
 from data.errors import DataError
+from data.source_config import JsonlSource, TextSource, TfdsSource
 from data.tfds_source import TfdsReader
 
 READER_VERSION = 1  # of what a document is below; stores prepared under another are rebuilt

@@ -8,9 +8,9 @@ import io
 import os
 from collections.abc import Iterator, Sequence
 
-from data.config import TfdsSource
 from data.errors import DataError, UserError
 from data.files import storage_errors
+from data.source_config import TfdsSource
 
 
 class TfdsReader:

@@ -20,9 +20,9 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from data import wordpiece
-from data.config import SMALLEST_BPE, BpeTokenizer, ByteTokenizer, FileTokenizer, WordPieceTokenizer
 from data.errors import ConfigError, DataError
 from data.files import canonical_json, storage_errors, write_durably
+from data.tokenizer_config import SMALLEST_BPE, BpeTokenizer, ByteTokenizer, FileTokenizer, WordPieceTokenizer
 
 END_OF_TEXT = "<|endoftext|>"
 PIECE = 1 << 16  # characters; longer texts are encoded in parts where that changes no id

@@ -14,8 +14,10 @@ import jax
 import numpy as np
 import pytest
 
-from data.config import ByteTokenizer, Data, TextSource
+from data.config import Data
 from data.loader import Loader
+from data.source_config import TextSource
+from data.tokenizer_config import ByteTokenizer
 from model.config import Attention, FeedForward, Model
 from train import checkpoint, flops, inspect, loop
 from train.assembly import Assembly

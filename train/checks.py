@@ -10,9 +10,10 @@ from collections.abc import Sequence
 import data.config
 import model.config
 from data import settings
-from data.config import SMALLEST_BPE, BpeTokenizer, ByteTokenizer, MaskedObjective, WordPieceTokenizer
 from data.errors import ConfigError
+from data.objective_config import MaskedObjective
 from data.schema import BELOW_ONE, COUNT, NOT_NEGATIVE, POSITIVE, SHARE, Rule, refusals, split_duration
+from data.tokenizer_config import SMALLEST_BPE, BpeTokenizer, ByteTokenizer, WordPieceTokenizer
 from train.config import Config, Duration, Group, Mesh
 from train.duration import to_steps
 from train.ramp import batches_of

@@ -17,7 +17,7 @@ import time
 import jax
 import jax.numpy as jnp
 
-from data.config import MaskedObjective
+from data.objective_config import MaskedObjective
 from model.config import Model
 from model.parameters import Declaration, path_name
 from train.config import Config

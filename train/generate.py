@@ -20,10 +20,10 @@ import numpy as np
 
 from data import tokenizer as tokenizers
 from data.cli import Parser, run_command
-from data.config import FileTokenizer
 from data.errors import ConfigError
 from data.schema import from_plain
 from data.tokenizer import Tokenizer
+from data.tokenizer_config import FileTokenizer
 from model.generate import Sampling, generate
 from model.parameters import declarations
 from model.transformer import Transformer, initialise

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from ml_collections import ConfigDict
 
-from data.config import BpeTokenizer
+from data.tokenizer_config import BpeTokenizer
 from train.config import defaults
 
 Size = TypeVar("Size")

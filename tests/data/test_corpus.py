@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from data import corpus, sources
-from data.config import TfdsSource
 from data.errors import DataError
+from data.source_config import TfdsSource
 
 TREE = {
     "abc.py": '"""A module."""\nraise SystemExit("imported")\n',
@@ -118,7 +118,7 @@ def test_prepared_without_tensorflow_and_quietly(tmp_path):
     """In a process of its own, which prints nothing."""
     script = (
         "import sys\n"
-        "from data import corpus, sources; from data.config import TfdsSource\n"
+        "from data import corpus, sources; from data.source_config import TfdsSource\n"
         "corpus.PythonLibrary.builder_configs['tree'] = corpus.LibraryConfig(name='tree', root=sys.argv[1])\n"
         "source = TfdsSource(dataset='python_library/tree', validation_split='')\n"
         "assert len(list(sources.documents(source, 'train', sys.argv[2]))) > 10\n"

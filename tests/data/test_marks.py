@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from data import marks, store, tokenizer
-from data.config import WordPieceTokenizer
 from data.errors import DataError
 from data.marks import SENTENCES, WORDS
 from data.store import Store
+from data.tokenizer_config import WordPieceTokenizer
 
 ROOT = Path(__file__).parents[2]
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from data.config import MaskedObjective
 from data.draws import Draws, key, words
 from data.masking import Vocabulary, keys, mask, prediction_counts
+from data.objective_config import MaskedObjective
 
 CLS, SEP, MASK, PAD = 2, 3, 4, 0
 VOCABULARY = Vocabulary(1000, MASK, (PAD, CLS, SEP, MASK))

@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 
 from data import store, tokenizer
-from data.config import ByteTokenizer, CausalObjective, Data, FileTokenizer, MaskedObjective, WordPieceTokenizer, check
+from data.config import Data, check
 from data.errors import ConfigError
 from data.loader import Loader, evaluation_batches
+from data.objective_config import CausalObjective, MaskedObjective
 from data.objectives import batch_spec, check_tokenizer, marks_of, objective_rows
 from data.packing import make_rows
 from data.store import Store
+from data.tokenizer_config import ByteTokenizer, FileTokenizer, WordPieceTokenizer
 
 WORDPIECE = WordPieceTokenizer(vocab_size=300, max_characters=100)
 MASKED = MaskedObjective(max_predictions=5)

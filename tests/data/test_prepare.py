@@ -10,20 +10,13 @@ from pathlib import Path
 import pytest
 
 from data import tokenizer
-from data.config import (
-    BpeTokenizer,
-    ByteTokenizer,
-    Data,
-    FileTokenizer,
-    JsonlSource,
-    MaskedObjective,
-    TextSource,
-    TfdsSource,
-    WordPieceTokenizer,
-)
+from data.config import Data
 from data.errors import ConfigError, DataError, StorageError
+from data.objective_config import MaskedObjective
 from data.prepare import gzip_bits_per_byte, prepare, summary
+from data.source_config import JsonlSource, TextSource, TfdsSource
 from data.store import Store
+from data.tokenizer_config import BpeTokenizer, ByteTokenizer, FileTokenizer, WordPieceTokenizer
 
 ROOT = Path(__file__).parents[2]
 
@@ -161,7 +154,7 @@ def test_any_tokenizer(corpus, tmp_path):
 
 def test_processes_at_once_build_it_once(corpus):
     script = (
-        "import sys; from data.config import *; from data.prepare import prepare\n"
+        "import sys; from data.config import Data; from data.source_config import *; from data.tokenizer_config import *; from data.prepare import prepare\n"
         "source = TextSource(paths=(sys.argv[1],), document='paragraph')\n"
         "tokenizer = BpeTokenizer(vocab_size=300)\n"
         "print(prepare(Data(source=source, tokenizer=tokenizer, cache_dir=sys.argv[2])).train.fingerprint)\n"

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from data import sentence_pairs, store, tokenizer
-from data.config import WordPieceTokenizer
 from data.errors import StorageError
 from data.marks import SENTENCES, WORDS
 from data.sentence_pairs import PairRows, Sentences, pair_index
 from data.store import Store
+from data.tokenizer_config import WordPieceTokenizer
 
 WORD = "abcdefghijklmnopqrstuvwxyz"
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from data import sources
-from data.config import JsonlSource, TextSource, TfdsSource
 from data.errors import DataError
+from data.source_config import JsonlSource, TextSource, TfdsSource
 
 
 def text(tmp_path: Path, *contents: str | bytes, **fields) -> TextSource:

@@ -11,9 +11,11 @@ import tokenizers
 from tokenizers import models
 
 from data import tokenizer
-from data.config import Data, MaskedObjective, WordPieceTokenizer, check
+from data.config import Data, check
 from data.errors import ConfigError, DataError
+from data.objective_config import MaskedObjective
 from data.tokenizer import Tokenizer, load
+from data.tokenizer_config import WordPieceTokenizer
 
 ROOT = Path(__file__).parents[2]
 SPECIAL = "[PAD] [UNK] [CLS] [SEP] [MASK]"
@@ -158,7 +160,7 @@ def sources() -> list[str]:
 
 def test_training_is_byte_identical_over_processes(tmp_path):
     script = (
-        "import sys; from pathlib import Path; from data.config import WordPieceTokenizer;"
+        "import sys; from pathlib import Path; from data.tokenizer_config import WordPieceTokenizer;"
         "from data.tokenizer import train_wordpiece;"
         "texts = [p.read_text(encoding='utf-8') for p in sorted(Path('data').glob('*.py'))];"
         "train_wordpiece(texts, WordPieceTokenizer(vocab_size=900, max_characters=100)).save(sys.argv[1])"

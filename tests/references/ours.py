@@ -9,7 +9,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from data.config import CausalObjective, Data, MaskedObjective
+from data.config import Data
+from data.objective_config import CausalObjective, MaskedObjective
 from model.config import Model
 from model.hub.families import family_of, from_config
 from model.transformer import Transformer

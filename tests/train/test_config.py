@@ -7,9 +7,11 @@ from dataclasses import replace
 import pytest
 
 from data import settings
-from data.config import FileTokenizer, TextSource, missing_inputs
+from data.config import missing_inputs
 from data.errors import ConfigError
 from data.schema import entry_hint, hints, leaves, scalar_types, variants
+from data.source_config import TextSource
+from data.tokenizer_config import FileTokenizer
 from model.parameters import KINDS
 from train.checks import PARAMETER_KINDS, RULES, check, check_devices, load
 from train.config import Config, defaults

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from data.cli import exit_code
-from data.config import CausalObjective, MaskedObjective
+from data.objective_config import CausalObjective, MaskedObjective
 from data.schema import from_plain
 from model.hub.families import canonical, from_config
 from tests.helpers import replaced, tiny

@@ -7,8 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from data.config import ByteTokenizer, MaskedObjective, TextSource, WordPieceTokenizer
+from data.objective_config import MaskedObjective
 from data.prepare import prepare
+from data.source_config import TextSource
+from data.tokenizer_config import ByteTokenizer, WordPieceTokenizer
 from model.config import Model
 from tests.helpers import digests, drawn, lines, replaced, train
 from tests.model.small import close, draw, jit, logits, pack, tokens

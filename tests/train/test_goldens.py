@@ -8,8 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-from data.config import ByteTokenizer, TextSource
 from data.prepare import prepare
+from data.source_config import TextSource
+from data.tokenizer_config import ByteTokenizer
 from model.config import Layer, Llama3Scaling
 from model.transformer import Transformer
 from tests.helpers import drawn, replaced, train

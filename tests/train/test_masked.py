@@ -5,8 +5,9 @@ import jax
 import numpy as np
 import pytest
 
-from data.config import MaskedObjective, WordPieceTokenizer
 from data.errors import ConfigError
+from data.objective_config import MaskedObjective
+from data.tokenizer_config import WordPieceTokenizer
 from model.config import Attention, Heads, LearnedPositions, Norm
 from model.transformer import Transformer
 from tests.helpers import digests, drawn, lines, replaced, tiny, train

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from data.config import TextSource
 from data.errors import ConfigError
 from data.schema import leaves, to_plain
+from data.source_config import TextSource
 from model.config import Layer, Model
 from train.config import Config, Constant, Lion, WarmupStableDecay
 from train.resume import ABSENT, KINDS, Change, changes, check_resume, kind

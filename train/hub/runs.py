@@ -22,11 +22,13 @@ import numpy as np
 
 import model.config
 from data import settings, tokenizer
-from data.config import CausalObjective, Data, FileTokenizer, MaskedObjective
+from data.config import Data
 from data.errors import ConfigError, DataError
 from data.files import storage_errors, sync
 from data.loader import DATA_ORDER_VERSION
+from data.objective_config import CausalObjective, MaskedObjective
 from data.schema import config_hash, from_plain, to_plain
+from data.tokenizer_config import FileTokenizer
 from model.config import Model
 from model.hub.families import FAMILIES, context, expressing, family_of, from_config, to_config
 from model.hub.family import Family, HubError

@@ -1,0 +1,59 @@
+"""Where text comes from, as data. One dataclass a source; its reader stands in `data.sources.READERS`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from data.schema import BELOW_ONE, one_of
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """UTF-8 text files."""
+
+    name: str = "text"
+    paths: tuple[str, ...] = ()  # files or globs
+    document: str = "file"  # what one document is: file, paragraph (blank lines), line
+    validation_paths: tuple[str, ...] = ()  # files or globs held out; empty: a share of `paths`
+    validation_fraction: float = 0.05  # of the documents, chosen by a hash of each; 0: no validation
+
+
+@dataclass(frozen=True)
+class JsonlSource:
+    """JSON lines, plain or .gz, one object a document."""
+
+    name: str = "jsonl"
+    paths: tuple[str, ...] = ()
+    field: str = "text"  # the key that holds the text
+    validation_paths: tuple[str, ...] = ()
+    validation_fraction: float = 0.05
+
+
+@dataclass(frozen=True)
+class TfdsSource:
+    """A TFDS data set by name, read as ArrayRecord without TensorFlow."""
+
+    name: str = "tfds"
+    dataset: str = "python_library"  # python_library is the corpus that every Python carries
+    field: str = "text"
+    train_split: str = "train"
+    validation_split: str = "validation"  # empty: no validation
+    directory: str | None = None  # where TFDS keeps its data; None: inside data.cache_dir
+
+
+Source = TextSource | JsonlSource | TfdsSource
+
+DOCUMENTS = ("file", "paragraph", "line")
+
+RULES = {
+    "document": one_of(*DOCUMENTS),
+    "validation_fraction": BELOW_ONE,
+}
+
+
+def missing(source: Source) -> list[tuple[str, str]]:
+    """The text that a recipe leaves for its user to name, as (key below `data.source`, clash) pairs."""
+    if isinstance(source, TextSource | JsonlSource) and not source.paths:
+        clash = "is empty, must name the files or globs that hold the text"
+        return [("paths", f"{clash}: --config.data.source.paths=FILE,GLOB")]
+    return []
