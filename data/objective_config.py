@@ -1,4 +1,4 @@
-"""What is predicted, as data. One dataclass an objective; its batch keys stand in `data.objectives.SPECS`."""
+"""What is predicted, as data. One dataclass an objective; its functions stand in `data.objectives.OBJECTIVES`."""
 
 from __future__ import annotations
 
@@ -48,9 +48,15 @@ RULES = {
 
 def check(objective: Objective, tokenizer: TokenizerConfig, length: int) -> list[tuple[str, str]]:
     """What no field's type can refuse, as (key below `data`, clash) pairs; `length` is that of a row."""
+    return CHECKS[objective.name](objective, tokenizer, length)
+
+
+def _check_causal(objective, tokenizer, length) -> list[tuple[str, str]]:
+    return []
+
+
+def _check_masked(objective: MaskedObjective, tokenizer, length) -> list[tuple[str, str]]:
     problems = []
-    if not isinstance(objective, MaskedObjective):
-        return problems
     if isinstance(tokenizer, BpeTokenizer | ByteTokenizer):
         clash = f"is masked, but tokenizer {tokenizer.name} has no mask token; take data.tokenizer.name=wordpiece"
         problems.append(("objective.name", clash))
@@ -63,3 +69,6 @@ def check(objective: Objective, tokenizer: TokenizerConfig, length: int) -> list
     if objective.next_sentence and length < SHORTEST_PAIR:
         problems.append(("length", f"is {length}, too short for [CLS] A [SEP] B [SEP]; at least {SHORTEST_PAIR}"))
     return problems
+
+
+CHECKS = {"causal": _check_causal, "masked": _check_masked}  # (objective, tokenizer, length of a row) -> clashes

@@ -11,9 +11,9 @@ from pathlib import Path
 import jax
 
 from data.errors import ConfigError, UserError
+from data.kinds import ObjectiveRows
 from data.loader import DATA_ORDER_VERSION, Fill, Loader, evaluation_batches
-from data.objectives import MaskedRows, check_tokenizer, objective_rows
-from data.packing import Rows
+from data.objectives import check_tokenizer, objective_rows
 from data.prepare import Prepared
 from data.schema import config_hash, to_plain
 from train import flops, mesh
@@ -66,7 +66,7 @@ class Feed:
 
     assembly: Assembly
     loader: Loader
-    validation: Rows | MaskedRows | None
+    validation: ObjectiveRows | None
 
     @staticmethod
     def make(assembly: Assembly, prepared: Prepared) -> Feed:
