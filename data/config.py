@@ -21,7 +21,9 @@ class Data:
     tokenizer: TokenizerConfig = BpeTokenizer()
     objective: Objective = CausalObjective()
     length: int = 256  # tokens a row
-    packing: str = "concat"  # concat (concatenate, then split), unpacked (documents apart, padded)
+    # concat (concatenate, then split), best_fit (whole documents together), unpacked (documents apart, padded)
+    packing: str = "concat"
+    long_documents: str = "split"  # what becomes of those longer than a row, but for concat: split, drop
     shuffle: bool = True  # a new permutation of the rows each epoch, from train.seed
     cache_dir: str = ".cache"  # prepared corpora, tokenizers and token stores
     prefetch: int = 2  # batches made ahead in the background
@@ -29,7 +31,8 @@ class Data:
     verify: bool = True  # check the store's digests before the first step
 
 
-PACKINGS = ("concat", "unpacked")
+PACKINGS = ("concat", "best_fit", "unpacked")
+LONG_DOCUMENTS = ("split", "drop")
 
 RULES = {
     **{f"source.{key}": rule for key, rule in source_config.RULES.items()},
@@ -37,6 +40,7 @@ RULES = {
     **{f"objective.{key}": rule for key, rule in objective_config.RULES.items()},
     "length": COUNT,
     "packing": one_of(*PACKINGS),
+    "long_documents": one_of(*LONG_DOCUMENTS),
     "cache_dir": Rule(bool, "a directory"),
     "prefetch": NOT_NEGATIVE,
     "timeout": POSITIVE,
@@ -58,6 +62,12 @@ def missing_inputs(config: Data) -> list[tuple[str, str]]:
     return _below("source", source_config.missing(config.source)) + _below(
         "tokenizer", tokenizer_config.missing(config.tokenizer)
     )
+
+
+def _check_packing(config: Data) -> list[tuple[str, str]]:
+    if config.packing == "concat" and config.long_documents == "drop":
+        return [("long_documents", "is drop, but packing is concat, which cuts wherever a row ends; take best_fit")]
+    return []
 
 
 def _below(section: str, problems: list[tuple[str, str]]) -> list[tuple[str, str]]:
