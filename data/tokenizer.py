@@ -13,6 +13,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -72,8 +73,7 @@ class Tokenizer:
     @property
     def text_vocab_size(self) -> int:
         """Largest id that a stored document can hold, + 1: special tokens do not come out of text."""
-        special = {entry["content"] for entry in self._content["added_tokens"] if entry["special"]}
-        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+        special, vocabulary = self.special_tokens, self._tokenizer.get_vocab(with_added_tokens=True)
         return max(self.end_of_text, *(i for token, i in vocabulary.items() if token not in special)) + 1
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
@@ -104,6 +104,21 @@ class Tokenizer:
         """The ids of `text`, without an end of text."""
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
+    def encode_trusted(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """(uint32 [ids], int64 [ids, 2]) of a text whose author may write special tokens, such as a chat template.
+
+        What spells a special token is that token, all else as `encode` has it; the second array says which
+        characters of the text each id is from and up to. Never for text that others wrote.
+        """
+        encoding = self._trusting.encode(text, add_special_tokens=False)
+        offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+        return np.array(encoding.ids, dtype=np.uint32), offsets
+
+    @cached_property
+    def _trusting(self) -> tokenizers.Tokenizer:
+        """The same rules, under which text can spell a special token."""
+        return tokenizers.Tokenizer.from_str(json.dumps(self._content))
+
     def encode_with_masks(self, text: str) -> list[int]:
         """The ids of `text`, in which what spells the mask token is that token; ValueError where there is none."""
         if self.mask is None:
@@ -115,6 +130,16 @@ class Tokenizer:
         for part in re.split(f"{before}{re.escape(name)}{after}", text):
             ids += [self.mask, *self.encode(part)]
         return ids[1:]
+
+    @property
+    def special_tokens(self) -> dict[str, int]:
+        """{name: id} of the tokens that text never becomes, in the order of their ids."""
+        entries = sorted(self._content["added_tokens"], key=lambda entry: entry["id"])
+        return {entry["content"]: entry["id"] for entry in entries if entry["special"]}
+
+    def id_of(self, token: str) -> int | None:
+        """The id of a token of the vocabulary, special or not; None where it has no such token."""
+        return self._tokenizer.token_to_id(token)
 
     def name_of(self, index: int) -> str:
         """How an id is spelt in the vocabulary; empty where it has no such id."""
