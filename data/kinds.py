@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from data.config import Data
+from data.encoding import Encoder
 from data.objective_config import Objective
 from data.store import Store
 from data.tokenizer import Tokenizer
@@ -57,6 +58,8 @@ class Kind:
     marks: Callable[[Objective], tuple[str, ...]] = no_marks  # names of the marks that a store must hold
     # The columns that documents are made of where they are records; None: they are plain texts.
     columns: Callable[[Objective], tuple[str, ...] | None] = plain_text
+    # What makes ids and marks of its documents; None: `TextEncoder`, with its marks.
+    encoder: Callable[[Data, Tokenizer], Encoder] | None = None
     # Config, tokenizer, ids of the model: ConfigError where the tokenizer lacks what rows hold, or the model ids.
     check_tokenizer: Callable[[Data, Tokenizer, int], None] = any_tokenizer
 

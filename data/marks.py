@@ -6,14 +6,10 @@ word, as BERT's `##` pieces do, or inside a character continues the word before 
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
-from pathlib import Path
-from typing import IO
 
 import numpy as np
 
@@ -86,7 +82,7 @@ def sentences(text: str, offsets: np.ndarray) -> np.ndarray:
 
 
 MARKS: dict[str, Callable[[str, np.ndarray], np.ndarray]] = {WORDS: words, SENTENCES: sentences}
-# The mark of the token that stands before each document.
+# The mark of the token that stands before each document; False where none is named.
 FIRST = {WORDS: True, SENTENCES: False}
 
 
@@ -94,37 +90,26 @@ def file_name(name: str) -> str:
     return f"{name}.bin"
 
 
-class MarkWriter:
-    """Appends marks to `<name>.bin`, a bit each, the first in the lowest bit of the first byte."""
+class Bits:
+    """Appends marks to a file, a bit each, the first in the lowest bit of the first byte."""
 
-    def __init__(self, directory: Path, name: str):
-        self.name = name
-        self._file: IO[bytes] = open(directory / file_name(name), "wb")  # noqa: SIM115
+    def __init__(self, file):
+        """`file`: takes arrays by `write`; is closed with this."""
+        self.file = file
         self._rest = np.zeros(0, bool)
 
-    def append(self, documents: list[np.ndarray]):
-        """The marks of each document's ids, and before them that of the token that begins it."""
-        first = np.array([FIRST[self.name]])
-        marks = np.concatenate([self._rest, *(part for document in documents for part in (first, document))])
+    def write(self, marks: np.ndarray):
+        marks = np.concatenate([self._rest, marks])
         whole = marks.size // 8 * 8
-        self._file.write(np.packbits(marks[:whole], bitorder="little").data)
+        self.file.write(np.packbits(marks[:whole], bitorder="little"))
         self._rest = marks[whole:]
 
     def close(self):
-        with self._file:
-            self._file.write(np.packbits(self._rest, bitorder="little").data)
-            self._file.flush()
-            os.fsync(self._file.fileno())
-
-
-@contextlib.contextmanager
-def writers(directory: Path, names: list[str]) -> Iterator[list[MarkWriter]]:
-    """One for each name, closed behind the block."""
-    with contextlib.ExitStack() as stack:
-        yield [stack.enter_context(contextlib.closing(MarkWriter(directory, name))) for name in names]
+        self.file.write(np.packbits(self._rest, bitorder="little"))
+        self.file.close()
 
 
 def read(packed: np.ndarray, start: int, stop: int) -> np.ndarray:
-    """bool [stop - start] of the bits that a MarkWriter has written."""
+    """bool [stop - start] of the bits that Bits has written."""
     bits = np.unpackbits(packed[start // 8 : -(-stop // 8)], bitorder="little")
     return bits[start % 8 : start % 8 + stop - start].astype(bool)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from data import masked_rows
 from data.config import Data
+from data.encoding import Encoder, TextEncoder
 from data.kinds import Kind, ObjectiveRows, Spec, sequence
 from data.objective_config import Objective
 from data.packing import DTYPES, make_rows
@@ -47,6 +48,12 @@ def objective_rows(config: Data, store: Store, seed: int, held_out: bool = False
 def marks_of(objective: Objective) -> tuple[str, ...]:
     """The marks that a store must hold for an objective."""
     return OBJECTIVES[objective.name].marks(objective)
+
+
+def encoder_of(config: Data, tokenizer: Tokenizer) -> Encoder:
+    """What makes ids and marks of the documents of a source, as the objective reads them."""
+    make = OBJECTIVES[config.objective.name].encoder
+    return make(config, tokenizer) if make else TextEncoder(tokenizer, marks_of(config.objective))
 
 
 def columns_of(objective: Objective) -> tuple[str, ...] | None:

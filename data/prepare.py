@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data import sources, store, tokenizer
+from data.build import build
 from data.cli import Parser, run_command
 from data.config import Data, check, missing_inputs
 from data.errors import ConfigError, DataError
 from data.files import canonical_json, locked
-from data.objectives import check_tokenizer, marks_of
+from data.objectives import check_tokenizer, encoder_of, marks_of
 from data.schema import to_plain
 from data.settings import load
 from data.store import Store
@@ -137,8 +138,7 @@ def _build(directory: Path, config: Data, reader: sources.Reader, identity: dict
     _say(f"a vocabulary of {made.vocab_size:,} after {time.monotonic() - started:.1f} s")
     for split in SPLITS if reader.has_validation() else SPLITS[:1]:
         about = {"identity": identity, "source": to_plain(config.source), "split": split}
-        wanted = marks_of(config.objective)
-        store.write(directory / split, reader.documents(split), made, about=about, marks=wanted)
+        build(directory / split, reader, split, encoder_of(config, made), about)
         header = Store(directory / split).header
         _say(
             f"{split}: {header['num_documents']:,} documents, {header['num_tokens']:,} tokens, "

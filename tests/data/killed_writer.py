@@ -11,7 +11,7 @@ import sys
 from itertools import count
 from pathlib import Path
 
-from data import store
+from data import encoding, store
 from data.tokenizer import byte_tokenizer
 
 CALLS = ("mkdir", "fsync", "rename", "rmdir", "unlink")
@@ -44,7 +44,7 @@ def texts(tick, letter: str):
 
 
 def main(directory: Path, old: bool):
-    store.BATCH_CHARACTERS = store.SHARD_TOKENS = 4
+    encoding.BATCH_CHARACTERS = store.SHARD_TOKENS = 4
     for number in count(1):
         target = directory / str(number) / "store"
         target.parent.mkdir()

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data import marks, store, tokenizer
+from data import encoding, marks, store, store_writer, tokenizer
 from data.errors import DataError
 from data.marks import SENTENCES, WORDS
 from data.store import Store
@@ -151,10 +151,11 @@ def test_long_texts_are_marked_in_parts_as_whole(kind, request, monkeypatch):
 def test_bits_come_back_from_any_place(sizes, tmp_path):
     generator = np.random.default_rng(0)
     documents = [generator.random(size) < 0.5 for size in sizes]
-    with marks.writers(tmp_path, [WORDS]) as (writer,):
-        for start in range(0, len(documents), 2):
-            writer.append(documents[start : start + 2])
-    stream = [mark for document in documents for mark in (True, *document.tolist())]
+    writer = marks.Bits(store_writer.HashedFile(tmp_path / "words.bin"))
+    for document in documents:
+        writer.write(document)
+    writer.close()
+    stream = [mark for document in documents for mark in document.tolist()]
     packed = np.fromfile(tmp_path / "words.bin", np.uint8)
     assert packed.size == -(-len(stream) // 8)
     for start in range(len(stream) + 1):
@@ -171,7 +172,7 @@ def stored(path: Path, made, names=(), texts=TEXTS) -> Store:
 
 
 def test_a_store_keeps_the_marks_of_its_tokens(tmp_path, wordpiece, monkeypatch):
-    monkeypatch.setattr(store, "BATCH_CHARACTERS", 1)  # a document at a time, the empty one too
+    monkeypatch.setattr(encoding, "BATCH_CHARACTERS", 1)  # a document at a time, the empty one too
     written = stored(tmp_path / "store", wordpiece, (SENTENCES, WORDS))
     written.verify()
     assert written.marks == (SENTENCES, WORDS) == tuple(written.header["marks"])

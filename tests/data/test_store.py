@@ -13,7 +13,7 @@ import pytest
 import tokenizers
 from tokenizers import models, pre_tokenizers
 
-from data import store, tokenizer
+from data import encoding, store, store_format, store_writer, tokenizer
 from data.errors import DataError, StorageError
 from data.store import Store
 
@@ -63,7 +63,7 @@ def test_reading_outside_is_an_error(tmp_path):
 
 def test_batches_of_text_change_nothing(tmp_path, monkeypatch):
     expected = write(tmp_path / "one").fingerprint
-    monkeypatch.setattr(store, "BATCH_CHARACTERS", 1)
+    monkeypatch.setattr(encoding, "BATCH_CHARACTERS", 1)
     assert write(tmp_path / "many").fingerprint == expected
 
 
@@ -104,14 +104,14 @@ def test_fingerprint_is_of_borders_and_tokenizer_too(tmp_path):
     [(256, "uint8"), (257, "uint16"), (1 << 16, "uint16"), ((1 << 16) + 1, "uint32"), (1 << 32, "uint32")],
 )
 def test_width_is_the_narrowest_that_holds_the_vocabulary(size, dtype):
-    assert store.width(size) == dtype
+    assert store_format.width(size) == dtype
 
 
 @pytest.mark.parametrize("size", [200, 300, 70_000])
 def test_every_width_holds_its_largest_id(size, tmp_path):
     written = write(tmp_path / "store", [f"w{size - 1} w2"], words(tmp_path / "words.json", size))
     assert written.tokens(0, 3).tolist() == [0, size - 1, 2]
-    assert written.dtype.name == store.width(size)
+    assert written.dtype.name == store_format.width(size)
     assert written.tokenizer.decode(written.document(0)) == f"w{size - 1} w2"
     store.check_vocabulary(written, size)
     with pytest.raises(DataError, match=rf"Token 1 of .* is {size - 1}, but model.vocab_size is {size - 1}"):
@@ -126,7 +126,7 @@ def test_nothing_to_store_is_an_error_and_leaves_nothing(texts, tmp_path):
 
 
 def test_a_failing_source_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "BATCH_CHARACTERS", 1)
+    monkeypatch.setattr(encoding, "BATCH_CHARACTERS", 1)
 
     def texts():
         yield from ("one", "two", "three")
@@ -188,12 +188,12 @@ def test_killed_at_any_moment_leaves_a_whole_store_or_none(old, tmp_path):
 
 
 def test_a_living_writer_is_not_swept(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "BATCH_CHARACTERS", 1)
+    monkeypatch.setattr(encoding, "BATCH_CHARACTERS", 1)
 
     def texts():
         yield "one"
         yield "two"
-        store._sweep(tmp_path / "store")  # as another writer of the same store does when it starts
+        store_writer.sweep(tmp_path / "store")  # as another writer of the same store does when it starts
         yield "three"
 
     assert write(tmp_path / "store", texts()).num_documents == 3
@@ -254,7 +254,7 @@ def test_a_foreign_file_is_named(tmp_path):
 def test_another_format_or_version_is_refused(tmp_path):
     written = write(tmp_path / "store")
     for change in ({"version": 2}, {"format": "something else"}):
-        (tmp_path / "store" / "header.json").write_bytes(store._header_bytes({**written.header, **change}))
+        (tmp_path / "store" / "header.json").write_bytes(store_format.header_bytes({**written.header, **change}))
         with pytest.raises(DataError, match="header.json is a"):
             Store(tmp_path / "store")
 
