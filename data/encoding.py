@@ -53,13 +53,14 @@ class TextEncoder:
         return Encoded([ids for _, ids, _ in kept], found, size, len(documents) - len(kept))
 
 
-def batches(documents: Iterable) -> Iterator[list]:
-    """Documents in lists of about BATCH_CHARACTERS; what is no text counts as long as it prints."""
+def batches(documents: Iterable, size: int | None = None) -> Iterator[list]:
+    """Documents in lists of about `size` characters (None: BATCH_CHARACTERS); what is no text, as long as it prints."""
+    size = BATCH_CHARACTERS if size is None else size
     found, characters = [], 0
     for document in documents:
         found.append(document)
         characters += len(document if isinstance(document, str) else str(document))
-        if characters >= BATCH_CHARACTERS:
+        if characters >= size:
             yield found
             found, characters = [], 0
     if found:

@@ -208,9 +208,9 @@ def _fill(directory: Path, found: Iterable[Piece], encoder: Encoder, about: dict
     write_durably(directory / HEADER, header_bytes(header))
 
 
-def sweep(directory: Path):
+def sweep(directory: Path, kinds: tuple[str, ...] = ("incoming", "replaced")):
     """Removes what writers of `directory` that died left beside it; a living one holds a lock on its own."""
-    for pattern in ("incoming", "replaced"):
+    for pattern in kinds:
         for stray in directory.parent.glob(f".{directory.name}.{pattern}-*"):
             handle = os.open(stray, os.O_RDONLY)
             try:

@@ -1,4 +1,4 @@
-"""A writer of token stores that is killed, again and again. Run by test_store.py, imported by none.
+"""A writer of token stores that is killed, again and again. Run by test_store.py.
 
 `killed_writer.py DIRECTORY OLD`: for n = 1, 2, ... a child writes DIRECTORY/<n>/store and is killed at its n-th call
 of a function that changes the disk or its n-th document, until one survives. With OLD=1 a store is

@@ -1,0 +1,95 @@
+"""A process that encodes parts of a source, for `data.build`: `python -m data.build_worker`.
+
+It reads from standard input a pickled Job and then the numbers of parts, a line each, and answers on standard
+output with lines of JSON. It ends, at once, when its input does: also when whoever started it was killed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import queue
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, NamedTuple
+
+from data.encoding import Encoder, batches
+from data.errors import UserError
+from data.files import storage_errors
+from data.part_files import write_part
+from data.store_format import width
+from data.store_writer import Piece, piece
+
+if TYPE_CHECKING:
+    from data.sources import Part, Reader
+
+BATCH_CHARACTERS = 1 << 18  # text encoded at a time: one thread needs no more, and many workers share the memory
+
+
+class Job(NamedTuple):
+    """What all workers of a build are given."""
+
+    directory: Path  # of part files
+    reader: Reader
+    split: str
+    encoder: Encoder
+    parts: list[Part]
+
+
+def part_name(index: int) -> str:
+    return f"{index:06d}.part"
+
+
+def encode(job: Job, index: int, tell) -> None:
+    """Writes the file of one part; `tell` is called with (documents, ids, bytes of text) as they are made."""
+    before = job.reader.counts.copy()
+    tokenizer = job.encoder.tokenizer
+    dtype = width(tokenizer.vocab_size)
+
+    def pieces() -> Iterator[Piece]:
+        for documents in batches(job.reader.read(job.parts[index], job.split), BATCH_CHARACTERS):
+            found = piece(job.encoder(documents), tokenizer.end_of_text, dtype)
+            yield found
+            tell(found.lengths.size, found.ids.size, found.text_bytes)
+
+    with storage_errors(job.directory):
+        path = job.directory / part_name(index)
+        write_part(path, pieces(), dtype, sorted(job.encoder.marks), lambda: dict(job.reader.counts - before))
+
+
+def _listen(requests: IO[bytes], wanted: queue.SimpleQueue):
+    for line in requests:
+        wanted.put(int(line))
+    os._exit(0)  # nobody is left who wants an answer
+
+
+def main():
+    requests, replies = sys.stdin.buffer, os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print is no answer
+    job: Job = pickle.load(requests)
+    wanted: queue.SimpleQueue[int] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(requests, wanted), daemon=True).start()
+
+    def tell(documents: int, ids: int, text_bytes: int):
+        print(json.dumps({"documents": documents, "tokens": ids, "text_bytes": text_bytes}), file=replies)
+
+    while True:
+        index = wanted.get()
+        try:
+            encode(job, index, tell)
+            answer = {"done": index}
+        except UserError as error:
+            answer = {"error": type(error).__name__, "text": str(error)}
+        except MemoryError:
+            os._exit(1)
+        except Exception:
+            answer = {"bug": traceback.format_exc()}
+        print(json.dumps(answer), file=replies)
+
+
+if __name__ == "__main__":
+    main()
