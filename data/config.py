@@ -1,14 +1,15 @@
 """What becomes of text on its way to batches, as data. Imports neither JAX nor a reader.
 
-Sources, tokenizers and objectives are declared in `data.source_config`, `data.tokenizer_config` and
-`data.objective_config`.
+Sources, mixtures of them, tokenizers and objectives are declared in `data.source_config`, `data.mixture_config`,
+`data.tokenizer_config` and `data.objective_config`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from data import objective_config, source_config, tokenizer_config
+from data import mixture_config, objective_config, source_config, tokenizer_config
+from data.mixture_config import MixtureSource
 from data.objective_config import CausalObjective, Objective
 from data.schema import COUNT, NOT_NEGATIVE, POSITIVE, Rule, one_of, refusals
 from data.source_config import Source, TfdsSource
@@ -17,7 +18,7 @@ from data.tokenizer_config import BpeTokenizer, TokenizerConfig
 
 @dataclass(frozen=True)
 class Data:
-    source: Source = TfdsSource()
+    source: Source | MixtureSource = TfdsSource()
     tokenizer: TokenizerConfig = BpeTokenizer()
     objective: Objective = CausalObjective()
     length: int = 256  # tokens a row
@@ -29,13 +30,14 @@ class Data:
     prefetch: int = 2  # batches made ahead in the background
     timeout: float = 300.0  # seconds to wait for a batch before the run ends as hung
     verify: bool = True  # check the store's digests before the first step
+    workers: int | None = None  # processes that tokenize; None: one for each core that may be used
 
 
 PACKINGS = ("concat", "best_fit", "unpacked")
 LONG_DOCUMENTS = ("split", "drop")
 
 RULES = {
-    **{f"source.{key}": rule for key, rule in source_config.RULES.items()},
+    **{f"source.{key}": rule for key, rule in (source_config.RULES | mixture_config.RULES).items()},
     **{f"tokenizer.{key}": rule for key, rule in tokenizer_config.RULES.items()},
     **{f"objective.{key}": rule for key, rule in objective_config.RULES.items()},
     "length": COUNT,
@@ -44,14 +46,19 @@ RULES = {
     "cache_dir": Rule(bool, "a directory"),
     "prefetch": NOT_NEGATIVE,
     "timeout": POSITIVE,
+    "workers": COUNT,
 }
 
 
 def check(config: Data) -> list[tuple[str, str]]:
     """What no field's type can refuse, as (key below `data`, clash) pairs; empty when sound."""
-    return refusals(config, RULES) or _below(
-        "tokenizer", tokenizer_config.check(config.tokenizer)
-    ) + objective_config.check(config.objective, config.tokenizer, config.length)
+    mixture = mixture_config.check(config.source) if isinstance(config.source, MixtureSource) else []
+    return refusals(config, RULES) or (
+        _below("source", mixture)
+        + _check_packing(config)
+        + _below("tokenizer", tokenizer_config.check(config.tokenizer))
+        + objective_config.check(config.objective, config.tokenizer, config.length)
+    )
 
 
 def missing_inputs(config: Data) -> list[tuple[str, str]]:
@@ -59,9 +66,9 @@ def missing_inputs(config: Data) -> list[tuple[str, str]]:
 
     Apart from `check`, because what needs no text (sizes, dry runs, compiling for a topology) goes without.
     """
-    return _below("source", source_config.missing(config.source)) + _below(
-        "tokenizer", tokenizer_config.missing(config.tokenizer)
-    )
+    source = config.source
+    missing = mixture_config.missing(source) if isinstance(source, MixtureSource) else source_config.missing(source)
+    return _below("source", missing) + _below("tokenizer", tokenizer_config.missing(config.tokenizer))
 
 
 def _check_packing(config: Data) -> list[tuple[str, str]]:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data.errors import DataError, HungError, UserError
+from data.mixture import Mixture
 from data.packing import Rows
 from data.permutation import permute
 
@@ -32,18 +33,60 @@ class Fill(NamedTuple):
         return turns * self.used + min(rest, self.used)
 
 
-class Loader:
-    """The infinite stream of rows, a new permutation each epoch, cut into batches.
+class Place(NamedTuple):
+    """Where a row of the stream is from."""
 
-    Row i of the stream is row i mod n of epoch i div n, so a batch may hold the end of one epoch and the
-    start of the next. Everything follows from (rows, store fingerprint, seed, step): calls leave no trace.
+    source: str
+    epoch: int
+    row: int
+
+
+class Order:
+    """The rows of one source without end, in a new permutation each epoch: number i is row i mod n of epoch i div n."""
+
+    def __init__(self, rows: Rows, seed: int, shuffle: bool):
+        self.rows, self.seed, self.shuffle = rows, seed, shuffle
+
+    def take(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """(epoch, row) int64 [stop - start] of a stretch; Python integers carry the large numbers."""
+        nothing, size = np.empty(0, dtype=np.int64), len(self.rows)
+        epochs, rows = [nothing], [nothing]
+        while start < stop:
+            epoch, offset = divmod(start, size)
+            count = min(size - offset, stop - start)
+            indices = np.arange(offset, offset + count)
+            rows.append(permute(indices, size, self._key(epoch)) if self.shuffle else indices)
+            epochs.append(np.full(count, epoch, dtype=np.int64))
+            start += count
+        return np.concatenate(epochs), np.concatenate(rows)
+
+    def _key(self, epoch: int) -> bytes:
+        name = f"plumbline rows {DATA_ORDER_VERSION}:{self.rows.fingerprint}:{self.seed}:{epoch}"
+        return hashlib.sha256(name.encode()).digest()
+
+
+class Loader:
+    """The infinite stream of rows, cut into batches: of one source, or of several as a mixture has them.
+
+    Of each source a row is the next one in its order, so a batch may hold the end of one epoch and the start of
+    the next. Everything follows from (rows, fingerprints, shares, seed, step): calls leave no trace.
     """
 
     def __init__(
-        self, rows: Rows, batch_size: int, seed: int, shuffle: bool, fill: Callable[[int], Fill] | None = None
+        self,
+        sources: dict[str, Rows],
+        batch_size: int,
+        seed: int,
+        shuffle: bool,
+        fill: Callable[[int], Fill] | None = None,
+        mixture: Mixture | None = None,
     ):
-        """`fill` says what of the batch of a step holds rows; None: all of it."""
-        self.rows, self.batch_size, self.seed, self.shuffle = rows, batch_size, seed, shuffle
+        """`sources`: rows by name, all of equal keys; `mixture` says whose turn it is where they are several.
+
+        `fill` says what of the batch of a step holds rows; None: all of it.
+        """
+        self.sources, self.batch_size, self.seed, self.mixture = sources, batch_size, seed, mixture
+        self.orders = {name: Order(rows, seed, shuffle) for name, rows in sources.items()}
         self.fill = fill or (lambda step: Fill(step * batch_size, 1, 1))
 
     def batch(self, step: int, start: int = 0, stop: int | None = None) -> Batch:
@@ -51,32 +94,49 @@ class Loader:
         stop = self.batch_size if stop is None else stop
         fill = self.fill(step)
         first, last = (fill.first + fill.rows_before(place) for place in (start, stop))
-        epochs = np.array([index // len(self.rows) for index in range(first, last)], dtype=np.int64)
-        found = self.rows.rows(self._rows(first, last), stop - start, epochs)
+        found = self._rows(first, last, stop - start)
         if fill.used == fill.parts:
             return found
         padding = np.arange(start, stop) % fill.parts >= fill.used
         order = np.argsort(np.argsort(padding, kind="stable"))  # rows come first in `found`, padding behind them
         return {key: value[order] for key, value in found.items()}
 
-    def row_index(self, index: int) -> tuple[int, int]:
-        """(epoch, row) of the `index`-th row of the stream."""
-        return index // len(self.rows), int(self._rows(index, index + 1)[0])
+    def place(self, index: int) -> Place:
+        """Where the `index`-th row of the stream is from."""
+        name, begin = next((name, begin) for name, begin, end, _ in self._turns(index, index + 1) if end > begin)
+        epoch, row = self.orders[name].take(begin, begin + 1)
+        return Place(name, int(epoch[0]), int(row[0]))
 
-    def _rows(self, start: int, stop: int) -> np.ndarray:
-        """Rows int64 [stop - start] of a stretch of the stream; Python integers carry the large numbers."""
-        parts, size = [np.empty(0, dtype=np.int64)], len(self.rows)
-        while start < stop:
-            epoch, offset = divmod(start, size)
-            count = min(size - offset, stop - start)
-            indices = np.arange(offset, offset + count)
-            parts.append(permute(indices, size, self._key(epoch)) if self.shuffle else indices)
-            start += count
-        return np.concatenate(parts)
+    def consumed(self, step: int) -> dict[str, int]:
+        """How many rows of each source the steps before `step` have taken."""
+        first = self.fill(step).first
+        counts = [first] if self.mixture is None else self.mixture.counts(first)
+        return dict(zip(self.sources, counts, strict=True))
 
-    def _key(self, epoch: int) -> bytes:
-        name = f"plumbline rows {DATA_ORDER_VERSION}:{self.rows.fingerprint}:{self.seed}:{epoch}"
-        return hashlib.sha256(name.encode()).digest()
+    def _turns(self, first: int, last: int) -> list[tuple[str, int, int, np.ndarray]]:
+        """(source, its next row, the one behind its last, their places) of a stretch of the stream, by source."""
+        if self.mixture is None:
+            return [(next(iter(self.sources)), first, last, np.arange(last - first))]
+        turn, before = self.mixture.sources(first, last), self.mixture.counts(first)
+        places = [np.flatnonzero(turn == source) for source in range(len(before))]
+        return [
+            (name, begin, begin + where.size, where)
+            for name, begin, where in zip(self.sources, before, places, strict=True)
+        ]
+
+    def _rows(self, first: int, last: int, count: int) -> Batch:
+        """The rows first..last of the stream, then padding up to `count` rows."""
+        batch: Batch = {}
+        for name, begin, end, places in self._turns(first, last):
+            epochs, rows = self.orders[name].take(begin, end)
+            if places.size == last - first:  # all rows of one source, or none at all
+                return self.sources[name].rows(rows, count, epochs)
+            if places.size:
+                found = self.sources[name].rows(rows, epochs=epochs)
+                batch = batch or {key: np.zeros((count, *value.shape[1:]), value.dtype) for key, value in found.items()}
+                for key, value in found.items():
+                    batch[key][places] = value
+        return batch
 
 
 def evaluation_batches(

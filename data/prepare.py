@@ -7,37 +7,72 @@ trained on the training documents alone and kept inside each store.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import hashlib
 import json
 import sys
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from data import sources, store, tokenizer
 from data.build import build
 from data.cli import Parser, run_command
 from data.config import Data, check, missing_inputs
-from data.errors import ConfigError, DataError
-from data.files import canonical_json, locked
+from data.errors import ConfigError, DataError, UserError
+from data.files import canonical_json, locked, storage_errors
+from data.mixture_config import Component, MixtureSource
 from data.objectives import check_tokenizer, encoder_of, marks_of
 from data.schema import to_plain
 from data.settings import load
 from data.store import Store
+from data.store_format import VERSION
 from data.tokenizer import Tokenizer
-from data.tokenizer_config import FileTokenizer
+from data.tokenizer_config import ByteTokenizer, FileTokenizer, TokenizerConfig
 
 HASH_DIGITS = 16
 SPLITS = ("train", "validation")
 
 
 @dataclass(frozen=True)
-class Prepared:
+class Stores:
+    """What one source has become."""
+
     train: Store
     validation: Store | None  # None: nothing is held out
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The stores of each source by name, in the order of the configuration, and the tokenizer of them all."""
+
+    sources: dict[str, Stores]
     tokenizer: Tokenizer
+
+    @property
+    def train(self) -> Store:
+        """The training store where there is one source."""
+        return self._only.train
+
+    @property
+    def validation(self) -> Store | None:
+        """The held-out store where there is one source."""
+        return self._only.validation
+
+    @property
+    def _only(self) -> Stores:
+        (stores,) = self.sources.values()
+        return stores
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all training text: a store's own, or one of the names and fingerprints of several."""
+        found = {name: stores.train.fingerprint for name, stores in self.sources.items()}
+        return self.train.fingerprint if len(found) == 1 else hashlib.sha256(canonical_json(found)).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -55,11 +90,27 @@ def prepare(config: Data, vocab_size: int | None = None) -> Prepared:
     `vocab_size`: ids of the model that shall read the stores; a token beyond them is a DataError, before any
     text is tokenized where the tokenizer's file tells.
 
+    Each component of a mixture has stores of its own. A tokenizer that is trained, is trained on the training
+    documents of all of them, so that another component makes all of them anew; one from a file leaves the others.
+
     Raises ConfigError, DataError, StorageError.
     """
     problems = check(config) + missing_inputs(config)
     if problems:
         raise ConfigError(" ".join(f"data.{key} {clash}." for key, clash in problems))
+    if not isinstance(config.source, MixtureSource):
+        stores = _prepare(config, vocab_size)
+        return Prepared({config.source.name: stores}, stores.train.tokenizer)
+    config = dataclasses.replace(config, tokenizer=_shared_tokenizer(config))
+    found = {}
+    for component in config.source.components:
+        with _naming(component):
+            found[component.name] = _prepare(dataclasses.replace(config, source=component.source), vocab_size)
+    return Prepared(found, next(iter(found.values())).train.tokenizer)
+
+
+def _prepare(config: Data, vocab_size: int | None) -> Stores:
+    """The stores of one source."""
     reader = sources.reader(config.source, config.cache_dir)
     identity = _identity(config)
     directory = Path(config.cache_dir) / "stores" / _name(config)
@@ -80,6 +131,41 @@ def prepare(config: Data, vocab_size: int | None = None) -> Prepared:
         if vocab_size is not None:
             store.check_vocabulary(opened, vocab_size)
     return prepared
+
+
+@contextlib.contextmanager
+def _naming(component: Component) -> Iterator[None]:
+    """Says of which component of a mixture an error is."""
+    try:
+        yield
+    except UserError as error:
+        raise type(error)(f"Component {component.name!r} of data.source: {error}") from error
+
+
+def _shared_tokenizer(config: Data) -> TokenizerConfig:
+    """The tokenizer of a mixture; one that must be trained is, on all components, and kept in `data.cache_dir`."""
+    if isinstance(config.tokenizer, FileTokenizer | ByteTokenizer):
+        return config.tokenizer
+    readers = []
+    for component in config.source.components:
+        with _naming(component):
+            readers.append(sources.reader(component.source, config.cache_dir))
+    settings = [VERSION, _deciding(config.tokenizer), [reader.identity() for reader in readers]]
+    name = hashlib.sha256(canonical_json(settings)).hexdigest()[:HASH_DIGITS]
+    path = Path(config.cache_dir) / "tokenizers" / f"{name}.json"
+    with locked(path.with_suffix(".lock"), f"prepare: waiting for another process that trains {path}"):
+        if not path.exists():
+            for component, reader in zip(config.source.components, readers, strict=True):
+                with _naming(component):
+                    reader.check()
+            _say(f"the {config.tokenizer.name} tokenizer from all components of data.source")
+            made = tokenizer.build(
+                config.tokenizer, chain.from_iterable(reader.documents("train") for reader in readers)
+            )
+            made.save(path.with_suffix(".incoming"))
+            with storage_errors(path):
+                path.with_suffix(".incoming").replace(path)
+    return FileTokenizer(path=str(path))
 
 
 def _check_tokenizer(config: Data, vocab_size: int):
@@ -112,11 +198,11 @@ def _deciding(settings) -> dict:
 
 
 def _name(config: Data) -> str:
-    settings = [store.VERSION, to_plain(config.source), _deciding(config.tokenizer), *marks_of(config.objective)]
+    settings = [VERSION, to_plain(config.source), _deciding(config.tokenizer), *marks_of(config.objective)]
     return hashlib.sha256(canonical_json(settings)).hexdigest()[:HASH_DIGITS]
 
 
-def _opened(directory: Path, identity: dict, has_validation: bool) -> Prepared | None:
+def _opened(directory: Path, identity: dict, has_validation: bool) -> Stores | None:
     """The stores below `directory`; None when one is missing or made from something else."""
     opened = []
     for split in SPLITS if has_validation else SPLITS[:1]:
@@ -128,7 +214,7 @@ def _opened(directory: Path, identity: dict, has_validation: bool) -> Prepared |
         opened.append(found)
     if len({found.header["tokenizer_fingerprint"] for found in opened}) > 1:
         return None
-    return Prepared(opened[0], opened[1] if has_validation else None, opened[0].tokenizer)
+    return Stores(opened[0], opened[1] if has_validation else None)
 
 
 def _build(directory: Path, config: Data, reader: sources.Reader, identity: dict):
@@ -164,24 +250,23 @@ def gzip_bits_per_byte(store: Store, tokenizer: Tokenizer) -> float:
 
 def summary(prepared: Prepared) -> dict:
     """What the command prints: where the stores lie and what they hold."""
-    stores = {split: getattr(prepared, split) for split in SPLITS}
+    found = {name: _described(stores) for name, stores in prepared.sources.items()}
+    tokenizer = {"vocab_size": prepared.tokenizer.vocab_size, "fingerprint": prepared.tokenizer.fingerprint}
+    return {"tokenizer": tokenizer, **(next(iter(found.values())) if len(found) == 1 else {"sources": found})}
+
+
+def _described(stores: Stores) -> dict:
     return {
-        "tokenizer": {
-            "vocab_size": prepared.tokenizer.vocab_size,
-            "fingerprint": prepared.tokenizer.fingerprint,
-        },
-        **{
-            split: {
-                "path": str(found.directory),
-                "documents": found.num_documents,
-                "empty_documents": found.header["empty_documents"],
-                "tokens": found.num_tokens,
-                "bytes_per_token": round(found.text_bytes / found.num_tokens, 4),
-                "fingerprint": found.fingerprint,
-            }
-            for split, found in stores.items()
-            if found is not None
-        },
+        split: {
+            "path": str(found.directory),
+            "documents": found.num_documents,
+            "empty_documents": found.header["empty_documents"],
+            "tokens": found.num_tokens,
+            "bytes_per_token": round(found.text_bytes / found.num_tokens, 4),
+            "fingerprint": found.fingerprint,
+        }
+        for split, found in vars(stores).items()
+        if found is not None
     }
 
 

@@ -23,14 +23,29 @@ def make_eval_step(task: Task) -> Callable:
     return eval_step
 
 
-def evaluate(task: Task, eval_step: Callable, params, frozen, batches: Iterable[dict]) -> dict[str, float]:
-    """Each metric of the task as its sum over all batches divided by its term's weight (float64; 0 / 0 is 0)."""
+def sums(task: Task, eval_step: Callable, params, frozen, batches: Iterable[dict]) -> dict[str, float]:
+    """Over all batches the sum of each metric and the weight of each term, by name, float64."""
     results = [eval_step(params, frozen, batch) for batch in batches]  # dispatched ahead, read once at the end
+    return added(task, ({**metrics, **weights} for metrics, weights in jax.device_get(results)))
+
+
+def added(task: Task, parts: Iterable[dict]) -> dict[str, float]:
+    """The sums of metrics and weights of several parts; 0 where there are none."""
     totals: dict[str, float] = dict.fromkeys((*task.metrics, *task.coefficients), 0.0)
-    for metrics, weights in jax.device_get(results):
-        for name, value in (*metrics.items(), *weights.items()):
+    for part in parts:
+        for name, value in part.items():
             totals[name] += float(value)
+    return totals
+
+
+def means(task: Task, totals: dict[str, float]) -> dict[str, float]:
+    """Each metric of the task as its sum divided by its term's weight; 0 / 0 is 0."""
     return {name: totals[name] / totals[term] if totals[term] else 0.0 for name, term in task.metrics.items()}
+
+
+def evaluate(task: Task, eval_step: Callable, params, frozen, batches: Iterable[dict]) -> dict[str, float]:
+    """Each metric of the task over all batches."""
+    return means(task, sums(task, eval_step, params, frozen, batches))
 
 
 def bits_per_byte(nats_per_token: float, tokens: int, text_bytes: int) -> float:

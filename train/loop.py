@@ -18,6 +18,7 @@ from train.errors import Stopped
 from train.evaluate import make_eval_step
 from train.manifest import Manifest
 from train.metrics import check_installed, make_writers
+from train.mixing import stages_in_rows
 from train.plan import Plan, make_plan
 from train.progress import make_progress
 from train.resume import check_resume
@@ -43,7 +44,7 @@ def train(config: Config, workdir: Path) -> None:
             check_trained(found[1].metadata, workdir)
         prepared = prepare(config.data, config.model.vocab_size)
         feed = Feed.make(assembly, prepared)
-        plan = make_plan(config, len(feed.loader.rows))
+        plan = make_plan(config, feed.rows_per_epoch)
         if found is not None and found[1].step >= plan.total_steps:
             say(f"the run in {workdir} has its {plan.total_steps} steps; raise train.steps to go on")
             return
@@ -120,9 +121,11 @@ def begin(
     """
     config = assembly.config
     fingerprints = {
-        "store_fingerprint": prepared.train.fingerprint,
+        "store_fingerprint": prepared.fingerprint,
         "tokenizer_fingerprint": prepared.tokenizer.fingerprint,
     }
+    if feed.loader.mixture is not None:
+        fingerprints["mixture_stages"] = stages_in_rows(feed.loader.mixture)
     if found is None:
         first, counters, state = 0, Counters(), initial(assembly)
     else:
@@ -156,10 +159,11 @@ def begin(
 
 def announce(session: Session, path: Path, first: int, how: str) -> None:
     """Say what runs where, from which step, and what decays; `how` the peak of the machine is known."""
-    assembly, rows = session.assembly, session.feed.loader.rows
+    assembly, sources = session.assembly, session.feed.loader.sources
     lines = (
         f"run {path}: step {first} of {session.plan.total_steps}, mesh {dict(assembly.mesh.shape)}",
-        f"{flops.parameter_count(assembly.declarations):,} parameters; an epoch is {rows.describe()}",
+        f"{flops.parameter_count(assembly.declarations):,} parameters",
+        *(f"an epoch of {name} is {rows.describe()}" for name, rows in sources.items()),
         f"MFU = {flops.FORMULA}; peak {session.peak / 1e9:.4g} GFLOP/s ({how})",
         *assembly.optimizer.describe().splitlines(),
     )

@@ -7,16 +7,15 @@ from dataclasses import dataclass
 from functools import partial
 
 from data.errors import ConfigError
+from data.mixture_config import WHOLE, MixtureSource
 from data.schema import split_duration
 from train.config import Config, Duration
 from train.duration import to_steps
 from train.ramp import Batches, batches_of
 
-# What an evaluation under each objective gives that is best where it is lowest.
-EVALUATED = {
-    "causal": ("eval/validation/loss", "eval/validation/bits_per_byte"),
-    "masked": ("eval/validation/loss",),
-}
+# What an evaluation under each objective gives that is best where it is lowest; of others the loss alone.
+LOSS = "eval/validation/loss"
+EVALUATED = {"causal": (LOSS, "eval/validation/bits_per_byte")}
 
 
 @dataclass(frozen=True)
@@ -62,11 +61,19 @@ def make_plan(config: Config, rows_per_epoch: int) -> Plan:
     for key, count in {"train.steps": total_steps, **steps}.items():
         if count is not None and count < 1:
             raise ConfigError(f"{key} comes to {count} steps of this run; it must be at least 1")
-    best, evaluated = config.checkpoint.best, EVALUATED[config.data.objective.name]
+    best, evaluated = config.checkpoint.best, evaluated_metrics(config)
     if best is not None and best not in evaluated:
         raise ConfigError(f"checkpoint.best is {best!r}, must be one of {', '.join(evaluated)}, or none")
     intervals = (every_of(config.eval.every, resolve, batches), every_of(config.checkpoint.every, resolve, batches))
     return Plan(total_steps, *intervals, steps["checkpoint.keep_every"], resolve, batches)
+
+
+def evaluated_metrics(config: Config) -> list[str]:
+    """What each evaluation gives that is best where it is lowest: of all held-out text, and of each component's."""
+    source = config.data.source
+    parts = [part.name for part in source.components] if isinstance(source, MixtureSource) else []
+    names = EVALUATED.get(config.data.objective.name, (LOSS,))
+    return [metric.replace(f"/{WHOLE}/", f"/{part}/") for part in (WHOLE, *parts) for metric in names]
 
 
 def every_of(duration: Duration, resolve: Callable[..., int], batches: Batches) -> Every:

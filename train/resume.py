@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from data.errors import ConfigError
-from data.schema import flatten, from_plain, to_plain
+from data.schema import entry_path, flatten, from_plain, to_plain
 from train.config import Config
 
 FREE, SCHEDULE, FIXED = "free", "schedule", "fixed"
@@ -26,12 +26,16 @@ KINDS = {
     "data.source.paths": FREE,
     "data.source.validation_paths": FREE,
     "data.source.directory": FREE,
+    "data.source.components.*.source.paths": FREE,
+    "data.source.components.*.source.validation_paths": FREE,
+    "data.source.components.*.source.directory": FREE,
     "data.tokenizer.path": FREE,
     "data.tokenizer.stop": FREE,
     "data.cache_dir": FREE,
     "data.prefetch": FREE,
     "data.timeout": FREE,
     "data.verify": FREE,
+    "data.workers": FREE,
     "optim.optimizer.weight_decay": SCHEDULE,
     "optim.learning_rate": SCHEDULE,
     "optim.schedule": SCHEDULE,
@@ -61,7 +65,8 @@ class Change:
 
 def kind(path: str) -> str:
     """How the field at a dotted path may change on resume."""
-    listed = (found for prefix, found in KINDS.items() if f"{path}.".startswith(f"{prefix}."))
+    spelt = f"{entry_path(path)}."
+    listed = (found for prefix, found in KINDS.items() if spelt.startswith(f"{prefix}."))
     return next(listed, FIXED)
 
 

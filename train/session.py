@@ -13,6 +13,7 @@ import jax
 from data.errors import ConfigError, UserError
 from data.kinds import ObjectiveRows
 from data.loader import DATA_ORDER_VERSION, Fill, Loader, evaluation_batches
+from data.mixture_config import WHOLE
 from data.objectives import check_tokenizer, objective_rows
 from data.prepare import Prepared
 from data.schema import config_hash, to_plain
@@ -21,9 +22,10 @@ from train.assembly import Assembly
 from train.checkpoint import Checkpointer
 from train.config import Config
 from train.errors import DivergedError
-from train.evaluate import bits_per_byte, evaluate
+from train.evaluate import added, bits_per_byte, means, sums
 from train.metrics import Writers
-from train.plan import Plan
+from train.mixing import mixture_of
+from train.plan import Plan, make_plan
 from train.progress import BarProgress, NoProgress, PlainProgress
 from train.ramp import batches_of
 from train.state import State, all_finite
@@ -66,29 +68,38 @@ class Feed:
 
     assembly: Assembly
     loader: Loader
-    validation: ObjectiveRows | None
+    validation: dict[str, ObjectiveRows]  # by source; empty where nothing is held out
 
     @staticmethod
     def make(assembly: Assembly, prepared: Prepared) -> Feed:
-        """ConfigError where the tokenizer and the objective do not fit one another."""
-        data, train = assembly.config.data, assembly.config.train
-        check_tokenizer(data, prepared.tokenizer, assembly.config.model.vocab_size)
-        rows = objective_rows(data, prepared.train, train.seed)
-        held_out = prepared.validation
-        validation = None if held_out is None else objective_rows(data, held_out, train.seed, held_out=True)
-        loader = Loader(rows, train.batch_size, train.seed, data.shuffle, filling(assembly.config))
+        """ConfigError where the tokenizer and the objective do not fit one another, or the mixture and the run."""
+        config = assembly.config
+        data, seed = config.data, config.train.seed
+        check_tokenizer(data, prepared.tokenizer, config.model.vocab_size)
+        sources = {name: objective_rows(data, stores.train, seed) for name, stores in prepared.sources.items()}
+        validation = {
+            name: objective_rows(data, stores.validation, seed, held_out=True)
+            for name, stores in prepared.sources.items()
+            if stores.validation is not None
+        }
+        mixture = mixture_of(config, sources, make_plan(config, rows_of_epoch(sources)))
+        loader = Loader(sources, config.train.batch_size, seed, data.shuffle, filling(config), mixture)
         return Feed(assembly, loader, validation)
+
+    @property
+    def rows_per_epoch(self) -> int:
+        return rows_of_epoch(self.loader.sources)
 
     def batch(self, step: int) -> dict:
         """The global batch of `step`, each process having made its own rows."""
         rows = self.loader.batch_size
         return self._place(self.loader.batch(step, *self._local(rows)), rows)
 
-    def validation_batches(self, beat: Callable[[], None]) -> Iterator[dict]:
-        """The batches of one evaluation, `beat` called before each."""
+    def validation_batches(self, source: str, beat: Callable[[], None]) -> Iterator[dict]:
+        """The batches of one evaluation on the held-out text of a source, `beat` called before each."""
         rows = self.assembly.eval_rows()
         limit = self.assembly.config.eval.batches
-        for batch in evaluation_batches(self.validation, rows, limit, *self._local(rows)):
+        for batch in evaluation_batches(self.validation[source], rows, limit, *self._local(rows)):
             beat()
             yield self._place(batch, rows)
 
@@ -97,6 +108,11 @@ class Feed:
 
     def _place(self, batch: dict, rows: int) -> dict:
         return mesh.global_batch(batch, self.assembly.batch_shardings(), rows)
+
+
+def rows_of_epoch(sources: dict[str, ObjectiveRows]) -> int:
+    """The rows of one pass over all sources."""
+    return sum(map(len, sources.values()))
 
 
 def filling(config: Config) -> Callable[[int], Fill]:
@@ -144,6 +160,7 @@ class Session:
             "tokens_per_second": rate,
             "step_seconds": seconds,
             "mfu": rate * per_token / self.peak,
+            **self._consumed(step),
             "time": time.time(),
         }
         self.writers.write(record)
@@ -153,30 +170,56 @@ class Session:
         if counters.bad_streak >= config.train.max_bad_steps:
             raise DivergedError(self._diverged(step))
 
+    def _consumed(self, step: int) -> dict[str, float]:
+        """Of a mixture, the rows that the steps up to `step` have taken of each source, and its epochs."""
+        loader, found = self.feed.loader, {}
+        if loader.mixture is not None:
+            for name, rows in loader.consumed(step).items():
+                found |= {f"data/{name}/rows": rows, f"data/{name}/epochs": rows / len(loader.sources[name])}
+        return found
+
     def _diverged(self, step: int) -> str:
         loader = self.feed.loader
-        epoch, row = loader.row_index(loader.fill(step - 1).first)
+        source, epoch, row = loader.place(loader.fill(step - 1).first)
+        seed = self.assembly.config.train.seed
         return (
             f"the loss or its gradient was not finite for {self.counters.bad_streak} steps in a row, up to step {step} "
-            f"(train.max_bad_steps). Its batch is loader.batch({step - 1}) under seed {loader.seed}, beginning with "
-            f"row {row} of epoch {epoch}. The last checkpoint is sound; lower optim.learning_rate or look at the data"
+            f"(train.max_bad_steps). Its batch is loader.batch({step - 1}) under seed {seed}, "
+            f"beginning with row {row} of epoch {epoch} of {source}. The last checkpoint is sound; lower "
+            "optim.learning_rate or look at the data"
         )
 
     def evaluate(self, step: int, state: State, beat: Callable[[str], None]) -> dict[str, float]:
-        """Validation metrics under their names in the log; changes nothing in training. Each batch calls `beat`."""
-        if self.feed.validation is None:
+        """Validation metrics under their names in the log; changes nothing in training. Each batch calls `beat`.
+
+        Of a mixture those of each source as well; `validation` is the held-out text of all of them.
+        """
+        if not self.feed.validation:
             return {}
-        config, rows = self.assembly.config, self.feed.validation
-        params = state.ema if config.eval.ema else state.params
-        batches = self.feed.validation_batches(lambda: beat(f"evaluation after step {step}"))
-        found = evaluate(self.assembly.task, self.eval_step, params, state.frozen, batches)
-        if self.assembly.task.codes_text:
-            found["bits_per_byte"] = bits_per_byte(found["loss"], rows.num_targets, rows.store.text_bytes)
-        found = {f"eval/validation/{name}": value for name, value in found.items()}
+        task, params = self.assembly.task, state.ema if self.assembly.config.eval.ema else state.params
+        totals, found = {}, {}
+        for name in self.feed.validation:
+            batches = self.feed.validation_batches(name, lambda: beat(f"evaluation after step {step}"))
+            totals[name] = sums(task, self.eval_step, params, state.frozen, batches)
+        if self.feed.loader.mixture is not None:
+            for name, total in totals.items():
+                found |= self._evaluated(name, total, [self.feed.validation[name]])
+        found |= self._evaluated(WHOLE, added(task, totals.values()), list(self.feed.validation.values()))
         self.writers.write({"step": step, **found})
         shown = "  ".join(f"{name} {value:.4f}" for name, value in found.items())
         self.progress.message(f"step {step}  {shown}")
         return found
+
+    def _evaluated(self, name: str, totals: dict[str, float], parts: list[ObjectiveRows]) -> dict[str, float]:
+        """The metrics of the held-out text of `parts` by their names in the log, from their totals."""
+        task = self.assembly.task
+        found = means(task, totals)
+        if task.codes_text and all(rows.store.text_bytes for rows in parts):
+            tokens, size = (
+                sum(counts) for counts in zip(*((r.num_targets, r.store.text_bytes) for r in parts), strict=True)
+            )
+            found["bits_per_byte"] = bits_per_byte(found["loss"], tokens, size)
+        return {f"eval/{name}/{metric}": value for metric, value in found.items()}
 
     def save(self, step: int, state: State, evaluated: dict[str, float]) -> None:
         """Begin to save under `step`; its lines in the log reach the disk first.

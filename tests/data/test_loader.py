@@ -28,7 +28,7 @@ class Numbered:
 
 
 def stream(loader: Loader, count: int) -> list[int]:
-    return [loader.row_index(index)[1] for index in range(count)]
+    return [loader.place(index).row for index in range(count)]
 
 
 @pytest.mark.parametrize("size", [*range(1, 40), 255, 256, 257, 1000])
@@ -61,17 +61,17 @@ def test_permutations_are_uniform_and_neighbours_unrelated():
 
 def test_order_is_the_golden_one(golden):
     """The first 32 rows of two epochs of 1000. Whoever changes them raises DATA_ORDER_VERSION."""
-    loader = Loader(Numbered(1000), 8, seed=0, shuffle=True)
+    loader = Loader({"text": Numbered(1000)}, 8, seed=0, shuffle=True)
     lines = [f"version {DATA_ORDER_VERSION}"]
     for epoch in range(2):
-        rows = [loader.row_index(epoch * 1000 + place) for place in range(32)]
+        rows = [loader.place(epoch * 1000 + place)[1:] for place in range(32)]
         assert {epoch} == {found for found, _ in rows}
         lines.append(f"epoch {epoch}: {' '.join(str(row) for _, row in rows)}")
     golden("data_order.txt", "\n".join(lines) + "\n")
 
 
 def test_every_epoch_holds_every_row_once_in_a_new_order():
-    loader = Loader(Numbered(37), 5, seed=1, shuffle=True)
+    loader = Loader({"text": Numbered(37)}, 5, seed=1, shuffle=True)
     epochs = [tuple(stream(loader, 37 * 4)[37 * epoch : 37 * (epoch + 1)]) for epoch in range(4)]
     assert all(sorted(epoch) == list(range(37)) for epoch in epochs)
     assert len(set(epochs)) == 4
@@ -79,18 +79,18 @@ def test_every_epoch_holds_every_row_once_in_a_new_order():
 
 def test_order_follows_seed_and_store():
     orders = {
-        tuple(stream(Loader(Numbered(50, fingerprint), 4, seed, shuffle), 100))
+        tuple(stream(Loader({"text": Numbered(50, fingerprint)}, 4, seed, shuffle), 100))
         for fingerprint, seed, shuffle in (("f", 0, True), ("f", 1, True), ("g", 0, True), ("f", 0, False))
     }
     assert len(orders) == 4
-    assert stream(Loader(Numbered(5), 4, 0, False), 12) == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 0, 1]
+    assert stream(Loader({"text": Numbered(5)}, 4, 0, False), 12) == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 0, 1]
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_batches_are_the_stream_cut_anywhere(shuffle):
     """Batches cross the ends of epochs, even several in one batch, and lose nothing there."""
     for size, batch_size in ((7, 3), (7, 7), (3, 8), (1, 4), (100, 16)):
-        loader = Loader(Numbered(size), batch_size, seed=3, shuffle=shuffle)
+        loader = Loader({"text": Numbered(size)}, batch_size, seed=3, shuffle=shuffle)
         steps = range(3 * size // batch_size + 2)
         rows = np.concatenate([loader.batch(step)["row"] for step in steps]).tolist()
         assert rows == stream(loader, len(rows))
@@ -98,17 +98,17 @@ def test_batches_are_the_stream_cut_anywhere(shuffle):
 
 @pytest.mark.parametrize("processes", [1, 2, 4, 8])
 def test_any_split_over_processes_gives_the_same_batch(processes):
-    loader = Loader(Numbered(50), 8, seed=0, shuffle=True)
+    loader = Loader({"text": Numbered(50)}, 8, seed=0, shuffle=True)
     share = 8 // processes
     for step in (0, 5, 6, 7, 12, 10**9):  # 6 holds the end of an epoch
-        others = [Loader(Numbered(50), 8, seed=0, shuffle=True) for _ in range(processes)]
+        others = [Loader({"text": Numbered(50)}, 8, seed=0, shuffle=True) for _ in range(processes)]
         parts = [other.batch(step, share * i, share * (i + 1))["row"] for i, other in enumerate(others)]
         assert np.concatenate(parts).tolist() == loader.batch(step)["row"].tolist()
 
 
 def test_steps_beyond_every_integer_of_32_bits():
-    loader = Loader(Numbered(10**12), 1024, seed=0, shuffle=True)
-    epoch, row = loader.row_index(10**18 + 5)
+    loader = Loader({"text": Numbered(10**12)}, 1024, seed=0, shuffle=True)
+    _, epoch, row = loader.place(10**18 + 5)
     assert epoch == 10**6 and 0 <= row < 10**12
     assert loader.batch(10**15)["row"].size == 1024
     started = time.perf_counter()
@@ -118,13 +118,13 @@ def test_steps_beyond_every_integer_of_32_bits():
 
 def test_real_rows_of_any_step(make_store):
     rows = make_rows(make_store([f"document number {i}" for i in range(40)]), 16, "concat")
-    loader = Loader(rows, 4, seed=0, shuffle=True)
+    loader = Loader({"text": rows}, 4, seed=0, shuffle=True)
     batch = loader.batch(123)
     for place in range(4):
-        expected = rows.row(loader.row_index(123 * 4 + place)[1])
+        expected = rows.row(loader.place(123 * 4 + place).row)
         for key, value in expected.items():
             assert (batch[key][place] == value).all()
-    fresh = Loader(rows, 4, seed=0, shuffle=True).batch(123)
+    fresh = Loader({"text": rows}, 4, seed=0, shuffle=True).batch(123)
     assert all((fresh[key] == batch[key]).all() for key in batch)
 
 

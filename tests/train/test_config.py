@@ -75,7 +75,7 @@ def test_a_loaded_recipe_is_checked(refused):
         (["model.pattern=[]"], ["model.pattern is empty"]),
         (["model.pattern.0.window=0"], ["model.pattern.0.window is 0"]),
         (["data.length=0"], ["data.length is 0", "at least 1"]),
-        (["data.packing=tight"], ['data.packing is "tight"', "concat, unpacked"]),
+        (["data.packing=tight"], ['data.packing is "tight"', "concat, best_fit, unpacked"]),
         (["data.objective.name=maske"], ["data.objective.name", "causal", "masked"]),
         (["model.attention.causal=false"], ["model.attention.causal is false", "causal would show"]),
         (["model.token_types=2"], ["model.token_types is 2", "objective causal"]),

@@ -42,7 +42,7 @@ def evaluated(config, state) -> dict[str, float]:
     state = jax.tree.map(lambda leaf, like: jax.device_put(leaf, like.sharding), state, assembly.abstract)
     step = jax.jit(make_eval_step(assembly.task))
     first, again = (
-        evaluate(assembly.task, step, state.params, state.frozen, feed.validation_batches(lambda: None))
+        evaluate(assembly.task, step, state.params, state.frozen, feed.validation_batches("text", lambda: None))
         for _ in range(2)
     )
     assert first == again and step._cache_size() == 1
@@ -115,7 +115,7 @@ def test_bits_per_byte_of_a_known_text():
 def test_evaluation_draws_no_dropout(tmp_path):
     config = tiny(tmp_path, {"model.dropout": 0.5})
     assembly = assemble(config)
-    batch = next(Feed.make(assembly, prepare(config.data)).validation_batches(lambda: None))
+    batch = next(Feed.make(assembly, prepare(config.data)).validation_batches("text", lambda: None))
     state = drawn(assembly)
     with_dropout, _ = jax.jit(make_eval_step(assembly.task))(state.params, state.frozen, batch)
     plain = assemble(replaced(config, {"model.dropout": 0.0})).task
@@ -135,7 +135,7 @@ def test_a_run_evaluates_when_due_and_at_its_end(tmp_path):
         nats = record["eval/validation/loss"] * store.num_tokens
         assert record["eval/validation/bits_per_byte"] == pytest.approx(nats / np.log(2) / store.text_bytes)
     some = Feed.make(assemble(replaced(config, {"eval.batches": 2, "eval.batch_size": 3})), prepare(config.data))
-    assert len(list(some.validation_batches(lambda: None))) == 2
+    assert len(list(some.validation_batches("text", lambda: None))) == 2
 
 
 def test_a_run_without_validation(tmp_path):
@@ -148,4 +148,4 @@ def test_a_run_without_validation(tmp_path):
 def test_each_batch_of_an_evaluation_is_progress(made):
     """A long evaluation is no hang: the watchdog hears of every batch."""
     feed, count = Feed.make(assemble(made[0]), prepare(made[0].data)), itertools.count()
-    assert len(list(feed.validation_batches(lambda: next(count)))) == next(count) > 1
+    assert len(list(feed.validation_batches("text", lambda: next(count)))) == next(count) > 1

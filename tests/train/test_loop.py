@@ -64,7 +64,7 @@ def test_a_run_has_what_its_readers_rely_on(finished):
     assert all(keys <= set(record) for record in records)
     assert records[-1]["loss"] < records[0]["loss"] - 1
     rows = make_rows(prepare(config.data).train, config.data.length, config.data.packing)
-    targets = [Loader(rows, 8, 0, True).batch(step)["weights"].sum() for step in range(6)]
+    targets = [Loader({"text": rows}, 8, 0, True).batch(step)["weights"].sum() for step in range(6)]
     assert [record["tokens"] for record in records] == np.cumsum(targets).tolist()  # padding is not counted
     assert targets[0] < 8 * 16 and records[-1]["tokens"] == report(run, None)["tokens"]
 

@@ -87,7 +87,7 @@ def ramped(tmp_path_factory):
 def test_every_row_is_read_once_and_in_order(ramped):
     config, _ = ramped
     feed = Feed.make(assemble(config), prepare(config.data))
-    plain = Loader(feed.loader.rows, BEFORE[-1], config.train.seed, config.data.shuffle)
+    plain = Loader(feed.loader.sources, BEFORE[-1], config.train.seed, config.data.shuffle)
     np.testing.assert_array_equal(stream(feed, range(10)), plain.batch(0)["tokens"])
     np.testing.assert_array_equal(stream(feed, (3, 4)), plain.batch(0, BEFORE[3], BEFORE[5])["tokens"])
     whole = feed.loader.batch(4)

@@ -57,8 +57,8 @@ def whole(tmp_path_factory):
 def test_the_runs_below_cross_two_ends_of_an_epoch(whole):
     config, _ = whole
     rows = make_rows(prepare(config.data).train, config.data.length, config.data.packing)
-    loader = Loader(rows, config.train.batch_size, 0, True)
-    epochs = [loader.row_index(step * config.train.batch_size)[0] for step in range(8)]
+    loader = Loader({"text": rows}, config.train.batch_size, 0, True)
+    epochs = [loader.place(step * config.train.batch_size).epoch for step in range(8)]
     assert epochs[-1] == 2 and len(rows) % config.train.batch_size
 
 
@@ -135,7 +135,7 @@ def test_too_many_refused_steps_in_a_row_end_the_run(whole, tmp_path):
     assert "3 steps in a row, up to step 5" in text and "loader.batch(4) under seed 0" in text
     epoch, row = map(int, re.search(r"row (\d+) of epoch (\d+)", text).groups()[::-1])
     rows = make_rows(prepare(config.data).train, config.data.length, config.data.packing)
-    assert Loader(rows, 24, 0, True).row_index(4 * 24) == (epoch, row)
+    assert Loader({"text": rows}, 24, 0, True).place(4 * 24)[1:] == (epoch, row)
     assert lines(tmp_path / "run") == lines(tmp_path / "whole")
     assert steps(tmp_path / "whole") == [4]  # the save of step 4 was committed, though the run ended meanwhile
     train(config, tmp_path / "whole")  # the same command with sound data
