@@ -12,20 +12,29 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from data import wordpiece
+from data import bpe, special_tokens, tokenizer_formats, unigram, wordpiece
+from data.cli import run_command
 from data.errors import ConfigError, DataError
 from data.files import canonical_json, storage_errors, write_durably
-from data.tokenizer_config import SMALLEST_BPE, BpeTokenizer, ByteTokenizer, FileTokenizer, WordPieceTokenizer
+from data.special_tokens import END_OF_TEXT
+from data.text_sample import sample
+from data.tokenizer_config import (
+    SMALLEST_BPE,
+    FileTokenizer,
+    TokenizerConfig,
+    TrainedTokenizer,
+    UnigramTokenizer,
+    WordPieceTokenizer,
+    expanded,
+)
 
-END_OF_TEXT = "<|endoftext|>"
 PIECE = 1 << 16  # characters; longer texts are encoded in parts where that changes no id
 GROUP = 1 << 21  # characters encoded at a time
 BORDER = re.compile(r"\S(?=\n)")  # no pre-token of GPT-2 holds text and then space
@@ -63,11 +72,15 @@ class Tokenizer:
         self._content = {
             **content,
             **{"truncation": None, "padding": None, "post_processor": None},
-            "added_tokens": _with_special(content.get("added_tokens") or [], end_of_text_token, self.end_of_text),
+            "added_tokens": special_tokens.with_special(
+                content.get("added_tokens") or [], end_of_text_token, self.end_of_text
+            ),
         }
+        self._tokenizer = _distrusting(self._content)
+        guarded = special_tokens.guarded(self._content, self._tokenizer)
+        if guarded is not self._content:
+            self._content, self._tokenizer = guarded, _distrusting(guarded)
         self.fingerprint: str = hashlib.sha256(canonical_json([self._content, end_of_text_token])).hexdigest()
-        self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(self._content))
-        self._tokenizer.encode_special_tokens = True
         self._divisible = _divisible(self._content)
 
     @property
@@ -166,19 +179,15 @@ class Tokenizer:
         yield start, text[start:]
 
 
+def _distrusting(content: dict) -> tokenizers.Tokenizer:
+    """The library's tokenizer, which takes what spells a special token for text."""
+    made = tokenizers.Tokenizer.from_str(json.dumps(content))
+    made.encode_special_tokens = True
+    return made
+
+
 def joined(parts: list[np.ndarray]) -> np.ndarray:
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-
-def _with_special(added: list[dict], token: str, index: int) -> list[dict]:
-    """The added tokens with `token` among them as a special one.
-
-    Unless it is, the library looks for it inside text and spells it out when it decodes.
-    """
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-    if all(entry["content"] != token for entry in added):
-        return [*added, {"id": index, "content": token, **flags, "special": True}]
-    return [{**entry, "special": entry["special"] or entry["content"] == token} for entry in added]
 
 
 def _divisible(content: dict) -> bool:
@@ -204,123 +213,107 @@ def _groups(pieces: list[tuple[int, int, str]]) -> Iterator[list[tuple[int, int,
         yield group
 
 
-def train_bpe(documents: Iterable[str], vocab_size: int) -> Tokenizer:
+def train_bpe(documents: Iterable[str], vocab_size: int, special: Sequence[str] = ()) -> Tokenizer:
     """Byte-level BPE with GPT-2's pre-tokenization (Radford et al. 2019), lossless for any text.
 
     The same documents give the same tokenizer, byte for byte, whatever the number of threads. Text too small
-    for `vocab_size` merges gives fewer.
+    for `vocab_size` merges gives fewer. The trainer counts the distinct pre-tokens, and holds those.
     """
     if vocab_size < SMALLEST_BPE:
         raise ConfigError(
             f"data.tokenizer.vocab_size is {vocab_size}; byte-level BPE needs at least {SMALLEST_BPE}: 256 "
             "bytes and the end of text. Raise it, or set data.tokenizer.name=bytes."
         )
-    tokenizer = tokenizers.Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[END_OF_TEXT],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(iter(documents), trainer)
-    return Tokenizer(json.loads(tokenizer.to_str()), END_OF_TEXT)
+    return _beginning(bpe.train(documents, vocab_size, special))
 
 
-def byte_tokenizer() -> Tokenizer:
+def byte_tokenizer(special: Sequence[str] = ()) -> Tokenizer:
     """Ids 0-255 are the bytes of the UTF-8 text, 256 is the end of text."""
-    tokenizer = tokenizers.Tokenizer(models.BPE(vocab=_byte_vocabulary(), merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([END_OF_TEXT])
-    return Tokenizer(json.loads(tokenizer.to_str()), END_OF_TEXT)
-
-
-def _byte_vocabulary() -> dict[str, int]:
-    """GPT-2's printable character for each byte: Latin-1 where it prints, then 256 and up in order."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    characters = {byte: chr(byte) for byte in printable}
-    characters.update({byte: chr(256 + rank) for rank, byte in enumerate(others)})
-    return {characters[byte]: byte for byte in range(256)}
+    return _beginning(bpe.raw_bytes(special))
 
 
 def train_wordpiece(documents: Iterable[str], config: WordPieceTokenizer) -> Tokenizer:
     """BERT's tokenizer with pieces of its own; documents begin with [CLS]."""
-    made = wordpiece.train(documents, config.vocab_size, config.lowercase, config.max_characters)
-    return Tokenizer(made, wordpiece.CLS)
+    special = expanded(config.special_tokens)
+    made = wordpiece.train(documents, config.vocab_size, config.lowercase, config.max_characters, special)
+    return _beginning(made)
+
+
+def train_unigram(documents: Iterable[str], config: UnigramTokenizer) -> Tokenizer:
+    """SentencePiece's unigram pieces; see data.unigram for what comes back of a text."""
+    return _beginning(unigram.train(documents, config))
+
+
+def _beginning(content: dict) -> Tokenizer:
+    """The tokenizer whose documents begin with the first token that its vocabulary has for that."""
+    return Tokenizer(content, next(iter(_beginnings(special_tokens.vocabulary_of(content)))))
+
+
+def _beginnings(vocabulary: Collection[str]) -> list[str]:
+    encoder = any(name in vocabulary for name in MASK_NAMES)
+    usual = (*CLS_NAMES, *END_OF_TEXT_NAMES) if encoder else END_OF_TEXT_NAMES
+    return [name for name in usual if name in vocabulary]
 
 
 def load(
-    path: str | os.PathLike, end_of_text: str | None = None, lowercase: bool | None = None, stop: str | None = None
+    path: str | os.PathLike,
+    end_of_text: str | None = None,
+    lowercase: bool | None = None,
+    stop: str | None = None,
+    pattern: str | None = None,
+    special: Sequence[str] = (),
 ) -> Tokenizer:
-    """Reads any tokenizer.json, or the vocab.txt of a BERT.
+    """Reads a tokenizer.json, the vocab.txt of a BERT, a SentencePiece model, tiktoken's ranks, or a directory's.
 
     `end_of_text` is the token that begins a document; None: found by its usual names. `stop` is the one that ends
-    a text in decoding; None: the same. `lowercase` is asked for
-    by a vocab.txt, and takes the place of what a tokenizer.json of BERT's rules says. Raises DataError when the
-    file is not a tokenizer, or has no such token; ConfigError when `lowercase` is missing or has no meaning.
+    a text in decoding; None: the same. `lowercase` is asked for by a vocab.txt, and takes the place of what a
+    tokenizer.json of BERT's rules says. `pattern` is asked for by tiktoken's ranks. `special` tokens that the file
+    lacks stand behind its largest id, in order. Raises DataError when the file is not a tokenizer, or has no such
+    token; ConfigError when `lowercase` or `pattern` is missing or has no meaning.
     """
-    if str(path).endswith(".txt"):
-        if lowercase is None:
-            raise ConfigError(f"{path} does not say whether text is lower-cased; set data.tokenizer.lowercase.")
-        content = wordpiece.content(wordpiece.read_vocabulary(Path(path)), lowercase)
+    content = tokenizer_formats.read(Path(path), lowercase, pattern)
+    if special:
+        try:
+            content = special_tokens.extended(content, special)
+        except ValueError as error:
+            raise DataError(f"data.tokenizer.special_tokens cannot be added to {path}: {error}.") from error
+    vocabulary = special_tokens.vocabulary_of(content)
+    if end_of_text is None:
+        found, names = _beginnings(vocabulary), (*END_OF_TEXT_NAMES,)
     else:
-        content = _read(path)
-        if lowercase is not None:
-            content = cased(path, content, lowercase)
-    vocabulary = tokenizers.Tokenizer.from_str(json.dumps(content)).get_vocab(with_added_tokens=True)
-    encoder = any(name in vocabulary for name in MASK_NAMES)
-    usual = (*CLS_NAMES, *END_OF_TEXT_NAMES) if encoder else END_OF_TEXT_NAMES
-    names = usual if end_of_text is None else (end_of_text,)
-    found = next((name for name in names if name in vocabulary), None)
-    if found is None:
+        found, names = [end_of_text] if end_of_text in vocabulary else [], (end_of_text,)
+    if not found:
         raise DataError(
-            f"The tokenizer {path} has no token {' or '.join(names)}. Set data.tokenizer.end_of_text to the "
-            "token of its vocabulary that shall stand before each document."
+            f"The tokenizer {path} has no token {' or '.join(names)}. Set data.tokenizer.end_of_text to the token of "
+            "its vocabulary that shall stand before each document, or add one with data.tokenizer.special_tokens."
         )
     if stop is not None and stop not in vocabulary:
         raise DataError(f"The tokenizer {path} has no token {stop}, which data.tokenizer.stop names. Choose another.")
-    return Tokenizer(content, found, stop)
+    return Tokenizer(content, found[0], stop)
 
 
-def _read(path: str | os.PathLike) -> dict:
-    """The content of a tokenizer.json that the library reads, too."""
-    try:
-        content = json.loads(Path(path).read_bytes())
-        tokenizers.Tokenizer.from_str(json.dumps(content))
-    except OSError as error:
-        raise DataError(f"The tokenizer {path} cannot be read: {error.strerror}. Check data.tokenizer.path.") from error
-    except Exception as error:  # the library raises Exception itself for a file that it does not know
-        raise DataError(
-            f"The tokenizer {path} is not a tokenizer.json that the tokenizers library reads: {error}. "
-            "Save it with `save_pretrained` of a fast tokenizer, or choose another file."
-        ) from error
-    return content
-
-
-def cased(path: str | os.PathLike, content: dict, lowercase: bool) -> dict:
-    """A tokenizer.json, found at `path`, with lower-casing on or off; ConfigError where its rules are not BERT's."""
-    rules = content.get("normalizer") or {}
-    if rules.get("type") != "BertNormalizer":
-        raise ConfigError(
-            f"data.tokenizer.lowercase is {json.dumps(lowercase)}, but {path} does not follow BERT's rules, which "
-            "alone have this switch; leave it at null."
-        )
-    return {**content, "normalizer": {**rules, "lowercase": lowercase}}
-
-
-def build(
-    config: BpeTokenizer | WordPieceTokenizer | FileTokenizer | ByteTokenizer, documents: Iterable[str]
-) -> Tokenizer:
+def build(config: TokenizerConfig, documents: Iterable[str]) -> Tokenizer:
     """The tokenizer that `config` describes; `documents` are read only if it must be trained."""
+    if isinstance(config, TrainedTokenizer):
+        documents = sample(documents, config.sample_bytes)
     return BUILDERS[config.name](config, documents)
 
 
+def _load(config: FileTokenizer) -> Tokenizer:
+    special = expanded(config.special_tokens)
+    return load(config.path, config.end_of_text, config.lowercase, config.stop, config.pattern, special)
+
+
 BUILDERS = {
-    "bpe": lambda config, documents: train_bpe(documents, config.vocab_size),
+    "bpe": lambda config, documents: train_bpe(documents, config.vocab_size, expanded(config.special_tokens)),
     "wordpiece": lambda config, documents: train_wordpiece(documents, config),
-    "file": lambda config, documents: load(config.path, config.end_of_text, config.lowercase, config.stop),
-    "bytes": lambda config, documents: byte_tokenizer(),
+    "unigram": lambda config, documents: train_unigram(documents, config),
+    "file": lambda config, documents: _load(config),
+    "bytes": lambda config, documents: byte_tokenizer(expanded(config.special_tokens)),
 }
+
+
+if __name__ == "__main__":
+    from data import tokenizer_report  # here, because it imports this module
+
+    run_command(tokenizer_report.main)

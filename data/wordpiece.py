@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import tokenizers
@@ -23,14 +23,14 @@ INSIDE = "##"
 LONGEST_WORD = 100  # characters
 
 
-def content(vocabulary: dict[str, int], lowercase: bool) -> dict:
-    """A parsed tokenizer.json of BERT's rules over `vocabulary` {piece: id}, which holds the special pieces."""
+def content(vocabulary: dict[str, int], lowercase: bool, more: Sequence[str] = ()) -> dict:
+    """A parsed tokenizer.json of BERT's rules over `vocabulary` {piece: id}: its special pieces, `more`, and others."""
     model = models.WordPiece(vocabulary, unk_token=UNK, max_input_chars_per_word=LONGEST_WORD)
     tokenizer = tokenizers.Tokenizer(model)
     tokenizer.normalizer = normalizer(lowercase)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece(INSIDE)
-    tokenizer.add_special_tokens(sorted(SPECIAL, key=vocabulary.get))
+    tokenizer.add_special_tokens(sorted((*SPECIAL, *more), key=vocabulary.get))
     return json.loads(tokenizer.to_str())
 
 
@@ -62,7 +62,9 @@ def read_vocabulary(path: Path) -> dict[str, int]:
     return vocabulary
 
 
-def train(documents: Iterable[str], vocab_size: int, lowercase: bool, max_characters: int) -> dict:
+def train(
+    documents: Iterable[str], vocab_size: int, lowercase: bool, max_characters: int, more: Sequence[str] = ()
+) -> dict:
     """A parsed tokenizer.json whose pieces are trained on `documents`: the same bytes on every training.
 
     Pieces are joined by how often they stand beside one another, as the tokenizers library trains WordPiece
@@ -76,7 +78,7 @@ def train(documents: Iterable[str], vocab_size: int, lowercase: bool, max_charac
     ranked = sorted(seen, key=lambda character: (-seen[character], character))
     kept = set(ranked[:max_characters])
     inside = {character for word in words for character in word[1:]} & kept
-    pieces = [*SPECIAL, *sorted(kept), *(INSIDE + character for character in sorted(inside))]
+    pieces = [*SPECIAL, *more, *sorted(kept), *(INSIDE + character for character in sorted(inside))]
     tokenizer = tokenizers.Tokenizer(models.WordPiece(unk_token=UNK))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     trainer = trainers.WordPieceTrainer(
@@ -88,7 +90,7 @@ def train(documents: Iterable[str], vocab_size: int, lowercase: bool, max_charac
         show_progress=False,
     )
     tokenizer.train_from_iterator(_repeated(words), trainer)
-    return content(tokenizer.get_vocab(), lowercase)
+    return content(tokenizer.get_vocab(), lowercase, more)
 
 
 def _words(text: str, lowercase: bool) -> Iterator[str]:

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import model.config
-from data import settings, tokenizer
+from data import settings, tokenizer, tokenizer_formats
 from data.config import Data
 from data.errors import ConfigError, DataError
 from data.files import storage_errors, sync
@@ -143,7 +143,7 @@ def save(directory: Path, config: Config, source: Source, params: dict) -> None:
         if source.tokenizer is not None:
             setting, content = config.data.tokenizer, source.tokenizer
             if setting.lowercase is not None:
-                content = tokenizer.cased(source.path, content, setting.lowercase)
+                content = tokenizer_formats.cased(source.path, content, setting.lowercase)
             write_json(directory / "tokenizer.json", content)
             made = tokenizer.load(directory / "tokenizer.json", setting.end_of_text, setting.lowercase, setting.stop)
             fingerprint = made.fingerprint
