@@ -4,9 +4,10 @@ A `.model` file is one protocol buffer, read here without its library: pieces wi
 and how text is normalised. Unigram models keep their scores. Those of BPE say which pieces exist, and a merge is
 as early as the piece that it makes has a high score.
 
-What `sentencepiece` does to text is spelt in the parts of a tokenizer.json. One part is the `tokenizers`
-library's own: a table of characters (nmt_nfkc and its like) is applied to one visible character at a time, so
-that rare sequences, such as a full-width letter with a combining accent behind it, come out otherwise.
+What `sentencepiece` does to text is spelt in the parts of a tokenizer.json. Two things come out otherwise, both
+rare: under a table of characters (nmt_nfkc and its like) a sequence seen as one that no accent composes, such as a
+full-width letter and an accent; and in very long texts of unigram models two ways to cut that are equally likely
+but for the rounding of the sum, which sentencepiece makes of float32 over the whole text.
 """
 
 from __future__ import annotations
@@ -173,13 +174,28 @@ def _bpe(model: Model) -> models.BPE:
 def _normalizer(model: Model, nfkc: bool) -> normalizers.Normalizer:
     steps: list[normalizers.Normalizer] = [normalizers.NFKC()] if nfkc else []
     if model.charsmap:
-        steps.append(normalizers.Precompiled(model.charsmap))
+        steps += _charsmap(model.charsmap)
     if model.remove_extra_spaces:
         steps.append(normalizers.Replace(Regex(rf"\A +|[ {SPACE}]+\z"), ""))
         steps.append(normalizers.Replace(Regex(" {2,}"), " "))
     if model.dummy_prefix:
         steps.append(normalizers.Prepend(SPACE))
     return normalizers.Sequence([*steps, normalizers.Replace(" ", SPACE)])
+
+
+def _charsmap(table: bytes) -> list[normalizers.Normalizer]:
+    """The library's table, and before it what it would not do to sequences of characters that are seen as one.
+
+    It looks up such a sequence as a whole, takes the first entry that the sequence begins with, and drops the rest.
+    So a letter and its accents are composed beforehand, and capitals lowered, where the table would do so.
+    """
+    mapped = normalizers.Precompiled(table)
+    steps: list[normalizers.Normalizer] = [normalizers.Replace("\r\n", mapped.normalize_str("\r") + "\n")]
+    if mapped.normalize_str("A") == "a":
+        steps.append(normalizers.Lowercase())
+    if mapped.normalize_str("e\u0301") == "\u00e9":
+        steps.append(normalizers.NFC())
+    return [*steps, mapped]
 
 
 def _splits(model: Model) -> list[pre_tokenizers.PreTokenizer]:
