@@ -27,6 +27,17 @@ def words(keys: np.ndarray, count: int) -> np.ndarray:
     return mix(keys[:, None] + steps[None, :])
 
 
+def shares(found: np.ndarray) -> np.ndarray:
+    """Each word as a number of [0, 1): float64 of uint64."""
+    return (found >> np.uint64(11)).astype(np.float64) / 2.0**53
+
+
+def below(found: np.ndarray, bounds: np.ndarray | int) -> np.ndarray:
+    """Each word as an integer of range(its bound), each as likely to one part in 2**32 / bound: int64 of uint64."""
+    # 32 bits of the word times a bound below 2**32 stay in 64.
+    return (((found >> np.uint64(32)) * np.asarray(bounds, np.uint64)) >> np.uint64(32)).astype(np.int64)
+
+
 class Draws:
     """One stream, a word at a time: the same words, for code that cannot say how many it will take."""
 

@@ -10,7 +10,7 @@ from data import marks
 from data.config import Data
 from data.errors import ConfigError
 from data.kinds import Spec, drawing_seed, sequence
-from data.masking import Vocabulary, keys, mask
+from data.masking import Vocabulary, keys, mask, unslotted
 from data.objective_config import MaskedObjective
 from data.packing import Rows, make_rows
 from data.sentence_pairs import PairRows, pair_index
@@ -43,7 +43,9 @@ class MaskedRows:
         return len(self.inputs)
 
     def describe(self) -> str:
-        return f"{len(self):,} rows of at most {self.objective.max_predictions} predictions"
+        shown = f"{len(self):,} rows of at most {self.objective.max_predictions} predictions"
+        left = unslotted(self.objective, self.inputs.length)
+        return f"{shown}; {left:.3g} tokens of a row more are chosen in the mean, and find no slot" if left else shown
 
     def rows(
         self, indices: Sequence[int] | np.ndarray, count: int | None = None, epochs: np.ndarray | None = None
@@ -68,8 +70,13 @@ class MaskedRows:
         return epochs if self.objective.copies is None else epochs % self.objective.copies
 
 
-def make(config: Data, store: Store, seed: int, held_out: bool) -> MaskedRows:
+def rows(config: Data, store: Store, seed: int, held_out: bool) -> MaskedRows:
     """The masked rows of a store; those of one that is held out have one copy."""
+    return MaskedRows(*parts(config, store, seed, held_out))
+
+
+def parts(config: Data, store: Store, seed: int, held_out: bool) -> tuple:
+    """What `MaskedRows` is made of, for a store under a masked objective."""
     objective, tokenizer = config.objective, store.tokenizer
     seed, copies = drawing_seed(seed, held_out), 1 if held_out else objective.copies or 1
     inputs: Rows | PairRows
@@ -80,7 +87,7 @@ def make(config: Data, store: Store, seed: int, held_out: bool) -> MaskedRows:
         inputs = make_rows(store, config.length, config.packing)
     special = {tokenizer.cls, tokenizer.sep, tokenizer.mask, tokenizer.pad, tokenizer.end_of_text} - {None}
     vocabulary = Vocabulary(tokenizer.vocab_size, tokenizer.mask, tuple(sorted(special)))
-    return MaskedRows(inputs, objective, vocabulary, seed)
+    return inputs, objective, vocabulary, seed
 
 
 def marks_of(objective: MaskedObjective) -> tuple[str, ...]:
@@ -89,17 +96,20 @@ def marks_of(objective: MaskedObjective) -> tuple[str, ...]:
     return tuple(name for name, asked in wanted.items() if asked)
 
 
-def check_tokenizer(config: Data, tokenizer: Tokenizer, vocab_size: int):
-    """Raises ConfigError where the tokenizer lacks a token that rows hold, or the model has too few ids."""
+def check_tokenizer(config: Data, tokenizer: Tokenizer, vocab_size: int, name: str = "masked"):
+    """Raises ConfigError where the tokenizer lacks a token that rows hold, or the model has too few ids.
+
+    `name` is that of the objective.
+    """
     wanted = ("mask", "cls", "sep") if config.objective.next_sentence else ("mask",)
     missing = [name for name in wanted if getattr(tokenizer, name) is None]
     if missing:
         raise ConfigError(
             f"The tokenizer of data.tokenizer.name={config.tokenizer.name} has no {' and no '.join(missing)} token, "
-            "which data.objective.name=masked needs. Take an encoder's tokenizer, or data.tokenizer.name=wordpiece."
+            f"which data.objective.name={name} needs. Take an encoder's tokenizer, or data.tokenizer.name=wordpiece."
         )
     if tokenizer.vocab_size > vocab_size:
         raise ConfigError(
-            f"model.vocab_size is {vocab_size}, but masked rows hold any of the tokenizer's {tokenizer.vocab_size} "
+            f"model.vocab_size is {vocab_size}, but rows of {name} hold any of the tokenizer's {tokenizer.vocab_size} "
             "ids; the model needs as many."
         )

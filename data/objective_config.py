@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from data.schema import COUNT, SHARE, Rule
+from data.schema import COUNT, POSITIVE, SHARE, Rule, one_of
+from data.span_lengths import SHORTEST_NOISY, Denoiser, raw_length
 from data.tokenizer_config import BpeTokenizer, ByteTokenizer, TokenizerConfig
+
+SENTINELS = "<extra_id_{i}>"  # T5's
 
 
 @dataclass(frozen=True)
@@ -21,6 +26,7 @@ class MaskedObjective:
 
     name: str = "masked"
     rate: float = 0.15  # of a row's tokens, special ones counted, that are to be predicted
+    choice: str = "count"  # count (as many in each row of a length), independent (each token by itself)
     max_predictions: int = 20  # a row at the most; BERT takes 20 for rows of 128, 77 for 512
     keep_share: float = 0.1  # of the predictions whose token stays what it is
     random_share: float = 0.1  # of those whose token becomes any of the vocabulary; the others are masked
@@ -32,43 +38,197 @@ class MaskedObjective:
     copies: int | None = 10
 
 
-Objective = CausalObjective | MaskedObjective
+@dataclass(frozen=True)
+class ReplacedTokenObjective:
+    """Tell tokens that a generator has put in from those of the text (Clark et al. 2020)."""
+
+    name: str = "replaced_token"
+    rate: float = 0.15  # of a row's tokens, special ones counted, that the generator predicts
+    choice: str = "count"  # as for masked
+    max_predictions: int = 20  # a row at the most
+    keep_share: float = 0.0  # of the predictions whose token the generator reads as it is
+    random_share: float = 0.0  # of those whose token it reads as any of the vocabulary; the others are masked
+    whole_word: bool = False  # all tokens of a word are predicted, or none
+    copies: int | None = None  # sets of masks that the epochs take in turn; None: new ones every epoch
+
+
+@dataclass(frozen=True)
+class SpanCorruptionObjective:
+    """Predict spans that a sentinel each stands for (Raffel et al. 2019, section 3.1.4)."""
+
+    name: str = "span_corruption"
+    rate: float = 0.15  # of a row's tokens that are noise
+    mean_span: float = 3.0  # tokens of a span of noise, in the mean
+    sentinels: str = SENTINELS  # special tokens of the tokenizer; {i}: 0, 1, ... in the order of a row's spans
+    arrangement: str = "encoder_decoder"  # and decoder, prefix_decoder; see data.arrangements
+
+
+@dataclass(frozen=True)
+class PrefixObjective:
+    """Predict what follows a prefix whose tokens see one another (Raffel et al. 2019, section 3.2.1)."""
+
+    name: str = "prefix_lm"
+
+
+# Tay et al. 2022, table 1, under the mode tokens of the released models: R, S and X.
+DENOISERS = (
+    Denoiser("[NLU]", 0.15, 3.0),
+    Denoiser("[NLU]", 0.15, 8.0),
+    Denoiser("[S2S]", 0.25, suffix=True),
+    Denoiser("[NLG]", 0.5, 3.0),
+    Denoiser("[NLG]", 0.5, 8.0),
+    Denoiser("[NLG]", 0.15, 64.0),
+    Denoiser("[NLG]", 0.5, 64.0),
+)
+
+
+@dataclass(frozen=True)
+class Ul2Objective:
+    """Span corruption of several kinds, a row one of them (Tay et al. 2022)."""
+
+    name: str = "ul2"
+    denoisers: tuple[Denoiser, ...] = DENOISERS
+    sentinels: str = SENTINELS  # as for span_corruption
+    arrangement: str = "encoder_decoder"  # and decoder, prefix_decoder; see data.arrangements
+
+
+@dataclass(frozen=True)
+class FimObjective:
+    """Predict the next token of texts whose middle has been moved to their end (Bavarian et al. 2022)."""
+
+    name: str = "fim"
+    rate: float = 0.5  # of a row's segments that are rearranged
+    spm_share: float = 0.5  # of those, as suffix, prefix, middle; the others as prefix, suffix, middle
+    segments: int = 4  # of a row that are rearranged at the most; each has 3 tokens of room
+    prefix: str = "<|fim_prefix|>"  # special tokens of the tokenizer
+    suffix: str = "<|fim_suffix|>"
+    middle: str = "<|fim_middle|>"
+
+
+Objective = (
+    CausalObjective
+    | MaskedObjective
+    | ReplacedTokenObjective
+    | SpanCorruptionObjective
+    | PrefixObjective
+    | Ul2Objective
+    | FimObjective
+)
 
 SHORTEST_PAIR = 5  # [CLS] A [SEP] B [SEP]
+FIM_SENTINELS = 3  # a rearranged segment
+ARRANGEMENTS = ("encoder_decoder", "decoder", "prefix_decoder")
 
 RULES = {
     "rate": Rule(lambda rate: 0 < rate <= 1, "above 0 and at most 1"),
+    "choice": one_of("count", "independent"),
     "max_predictions": COUNT,
     "keep_share": SHARE,
     "random_share": SHARE,
     "short_rate": SHARE,
     "copies": COUNT,
+    "mean_span": Rule(lambda span: span >= 1, "at least 1"),
+    "arrangement": one_of(*ARRANGEMENTS),
+    "denoisers.*.rate": Rule(lambda rate: 0 < rate < 1, "above 0 and below 1"),
+    "denoisers.*.mean_span": Rule(lambda span: span >= 1, "at least 1"),
+    "denoisers.*.weight": POSITIVE,
+    "denoisers.*.mode": Rule(bool, "a special token of the tokenizer"),
+    "spm_share": SHARE,
+    "segments": COUNT,
 }
 
+Problems = list[tuple[str, str]]  # (key below `data`, clash)
 
-def check(objective: Objective, tokenizer: TokenizerConfig, length: int) -> list[tuple[str, str]]:
+
+def arrangement_of(objective: Objective) -> str | None:
+    """How an objective with inputs and outputs lays them out; None where it has none."""
+    return objective.arrangement if isinstance(objective, SpanCorruptionObjective | Ul2Objective) else None
+
+
+def has_prefixes(objective: Objective) -> bool:
+    """Whether tokens of a prefix see one another, so that batches hold `order`."""
+    return isinstance(objective, PrefixObjective) or arrangement_of(objective) == "prefix_decoder"
+
+
+def reads_both_sides(objective: Objective) -> bool:
+    """Whether a token is predicted from what stands before and behind it: by an encoder."""
+    return isinstance(objective, MaskedObjective | ReplacedTokenObjective)
+
+
+def denoisers_of(objective: SpanCorruptionObjective | Ul2Objective) -> tuple[Denoiser, ...]:
+    """The kinds of noise of an objective; that of span corruption has no mode token."""
+    if isinstance(objective, Ul2Objective):
+        return objective.denoisers
+    return (Denoiser("", objective.rate, objective.mean_span),)
+
+
+def check(objective: Objective, tokenizer: TokenizerConfig, length: int) -> Problems:
     """What no field's type can refuse, as (key below `data`, clash) pairs; `length` is that of a row."""
     return CHECKS[objective.name](objective, tokenizer, length)
 
 
-def _check_causal(objective, tokenizer, length) -> list[tuple[str, str]]:
+def _nothing(objective, tokenizer, length) -> Problems:
     return []
 
 
-def _check_masked(objective: MaskedObjective, tokenizer, length) -> list[tuple[str, str]]:
+def _check_masks(objective: MaskedObjective | ReplacedTokenObjective, tokenizer, length) -> Problems:
     problems = []
     if isinstance(tokenizer, BpeTokenizer | ByteTokenizer):
-        clash = f"is masked, but tokenizer {tokenizer.name} has no mask token; take data.tokenizer.name=wordpiece"
-        problems.append(("objective.name", clash))
+        clash = f"is {objective.name}, but tokenizer {tokenizer.name} has no mask token"
+        problems.append(("objective.name", f"{clash}; take data.tokenizer.name=wordpiece"))
     if objective.keep_share + objective.random_share > 1:
         clash = f"is {objective.random_share:g}, which with keep_share {objective.keep_share:g} is more than 1"
         problems.append(("objective.random_share", clash))
     if objective.max_predictions > length:
         clash = f"is {objective.max_predictions}, more than the {length} tokens of a row (data.length)"
         problems.append(("objective.max_predictions", clash))
+    return problems
+
+
+def _check_masked(objective: MaskedObjective, tokenizer, length) -> Problems:
+    problems = _check_masks(objective, tokenizer, length)
     if objective.next_sentence and length < SHORTEST_PAIR:
         problems.append(("length", f"is {length}, too short for [CLS] A [SEP] B [SEP]; at least {SHORTEST_PAIR}"))
     return problems
 
 
-CHECKS = {"causal": _check_causal, "masked": _check_masked}  # (objective, tokenizer, length of a row) -> clashes
+def _check_denoising(objective: SpanCorruptionObjective | Ul2Objective, tokenizer, length) -> Problems:
+    denoisers = denoisers_of(objective)
+    if not denoisers:
+        return [("objective.denoisers", "is empty, must hold at least one kind of noise")]
+    if any(denoiser.rate == 1 for denoiser in denoisers):
+        return [("objective.rate", "is 1, which leaves nothing to predict the noise from; lower it")]
+    if "{i}" not in objective.sentinels:
+        clash = f"is {json.dumps(objective.sentinels)}, must hold {{i}}, the number of a span"
+        return [("objective.sentinels", f"{clash}, such as {SENTINELS}")]
+    if raw_length(denoisers, objective.arrangement, length) < SHORTEST_NOISY:
+        clash = f"is {length}, too short for a token, a span of noise, their sentinels and ends"
+        return [("length", f"{clash} under data.objective.arrangement={objective.arrangement}")]
+    return []
+
+
+def _check_fim(objective: FimObjective, tokenizer, length) -> Problems:
+    names, problems = (objective.prefix, objective.suffix, objective.middle), []
+    if len(set(names)) < FIM_SENTINELS:
+        clash = f"is {json.dumps(objective.middle)}: prefix, suffix and middle must be three different tokens"
+        problems.append(("objective.middle", clash))
+    if fim_length(objective, length) < 1:
+        clash = f"is {objective.segments}, whose sentinels leave no room in a row of {length} tokens (data.length)"
+        problems.append(("objective.segments", clash))
+    return problems
+
+
+def fim_length(objective: FimObjective, length: int) -> int:
+    """Tokens of text in a row of `length`: the others are room for sentinels."""
+    return length - FIM_SENTINELS * objective.segments
+
+
+CHECKS: dict[str, Callable[..., Problems]] = {  # (objective, tokenizer, length of a row) -> clashes
+    "causal": _nothing,
+    "masked": _check_masked,
+    "replaced_token": _check_masks,
+    "span_corruption": _check_denoising,
+    "prefix_lm": _nothing,
+    "ul2": _check_denoising,
+    "fim": _check_fim,
+}

@@ -24,6 +24,7 @@ class Shared(NamedTuple):
     places: Places  # of the input tokens
     tables: tuple  # rotary (cos, sin) of each pattern entry; None without rotary positions
     lengths: jax.Array | None = None  # int32 [B]: tokens already in the cache
+    prefixes: jax.Array | None = None  # int32 [B]: those of them that see one another; None: none do
 
 
 class SelfAttention(nn.Module):
@@ -64,6 +65,11 @@ class SelfAttention(nn.Module):
         return project(heads, embed, bias=settings.output_bias, std=std, name="output")(y_BxLxHxC), cache
 
 
+def prefix_order(positions_BxL, prefixes_B):
+    """The order int32 `[B, L]` of tokens of which the first `prefixes_B` see one another."""
+    return jnp.maximum(positions_BxL, prefixes_B[:, None] - 1)
+
+
 def remember(shared: Shared, k_BxLxKxC, v_BxLxKxC, cache):
     """(places of the keys, (keys, values) to attend to, new cache), after writing the new ones behind the old.
 
@@ -81,5 +87,6 @@ def remember(shared: Shared, k_BxLxKxC, v_BxLxKxC, cache):
     )
     batch, capacity = cache[0].shape[0], cache[0].shape[2]
     slots_BxS = jnp.broadcast_to(jnp.arange(capacity, dtype=jnp.int32)[None], (batch, capacity))
-    places = Places(slots_BxS, jnp.ones_like(slots_BxS))
+    order_BxS = None if shared.prefixes is None else prefix_order(slots_BxS, shared.prefixes)
+    places = Places(slots_BxS, jnp.ones_like(slots_BxS), order_BxS)
     return places, tuple(part.swapaxes(1, 2) for part in cache), cache

@@ -27,6 +27,7 @@ class Attention:
     output_bias: bool = False
     qk_norm: bool = False  # RMSNorm over each query and key head
     causal: bool = True  # no token sees a later one; false: an encoder
+    prefix: bool = False  # but those of a prefix see one another, as the `order` of a batch has it
     scale: float | None = None  # multiplies the scores; None: head_dim ** -0.5
     soft_cap: float | None = None  # cap * tanh(score / cap); None: no cap
     dropout: float = 0.0  # on the attention probabilities
@@ -248,6 +249,11 @@ def _check_shapes(config: Model) -> list[tuple[str, str]]:
             isinstance(config.positions, RotaryPositions) and config.head_dim % 2 != 0,
             "attention.head_dim",
             f"is {config.head_dim}; rotary positions turn pairs, so it must be even",
+        ),
+        (
+            attention.prefix and not attention.causal,
+            "attention.prefix",
+            "is true, but attention.causal is false: in an encoder all tokens see one another; set it to false",
         ),
         (config.norm.bias and config.norm.name == "rmsnorm", "norm.bias", "is true, but rmsnorm has no bias"),
         (

@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from model.attention import prefix_order
 from model.config import Model
 from model.transformer import Transformer
 
@@ -28,10 +29,14 @@ class Sampling(NamedTuple):
 
 
 def empty_cache(config: Model, rows: int, capacity: int) -> dict:
-    """A cache without tokens: `k` and `v` `[layers, rows, kv_heads, capacity, head_dim]`, `length` int32 `[rows]`."""
+    """A cache without tokens.
+
+    `k` and `v` `[layers, rows, kv_heads, capacity, head_dim]`; int32 `[rows]` each: `length`, the tokens in it, and
+    `prefix`, how many of each row see one another where `config.attention.prefix`.
+    """
     shape = (config.num_layers, rows, config.num_kv_heads, capacity, config.head_dim)
     zeros = partial(jnp.zeros, shape, config.dtype)
-    return {"k": zeros(), "v": zeros(), "length": jnp.zeros((rows,), jnp.int32)}
+    return {"k": zeros(), "v": zeros(), **{key: jnp.zeros((rows,), jnp.int32) for key in ("length", "prefix")}}
 
 
 def extend(model: Transformer, params, cache: dict, tokens_BxL, counts_B):
@@ -42,11 +47,13 @@ def extend(model: Transformer, params, cache: dict, tokens_BxL, counts_B):
     """
     steps_BxL = jnp.broadcast_to(jnp.arange(tokens_BxL.shape[1], dtype=jnp.int32)[None], tokens_BxL.shape)
     real_BxL = steps_BxL < counts_B[:, None]
+    # Padding may stand behind the end of a learned table, whose rows there are NaN.
+    positions_BxL = jnp.where(real_BxL, cache["length"][:, None] + steps_BxL, 0)
     batch = {
         "tokens": tokens_BxL,
-        # Padding may stand behind the end of a learned table, whose rows there are NaN.
-        "positions": jnp.where(real_BxL, cache["length"][:, None] + steps_BxL, 0),
+        "positions": positions_BxL,
         "segment_ids": real_BxL.astype(jnp.int32),
+        "order": prefix_order(positions_BxL, cache["prefix"]),
     }
 
     def run(model):
@@ -85,10 +92,10 @@ def generate(model, params, prompts_BxL, lengths_B, keys_B, max_new_tokens: int,
 
     A row ends with its first `end` token, which counts; what stands behind it is `end`. Token t of a row is
     drawn with `fold_in(keys_B[row], t)`, from the vocabulary without its padding and what `sampling` leaves
-    out. The last token's own keys and values are never computed.
+    out. Where the model has prefixes, each prompt is one. The last token's own keys and values are never computed.
     """
     rows, length = prompts_BxL.shape
-    cache = empty_cache(model.config, rows, length + max_new_tokens)
+    cache = {**empty_cache(model.config, rows, length + max_new_tokens), "prefix": lengths_B}
     logits_BxV, cache = extend(model, params, cache, prompts_BxL, lengths_B)
 
     known = min(model.config.vocab_size, sampling.vocab_size or model.config.vocab_size)

@@ -69,18 +69,23 @@ class Transformer(nn.Module):
     def __call__(self, batch: dict, key=None, cache: dict | None = None):
         """Final hidden states of `batch` (`tokens`, `positions`, `segment_ids`, int32 `[B, L]`).
 
-        With `config.token_types` the batch holds `token_types` too.
+        With `config.token_types` the batch holds `token_types` too, with `config.attention.prefix` `order`: a token
+        sees those of its segment whose order is not above its own.
 
         Returns (`[B, L, D]` in the compute dtype, aux, cache). `key` draws all dropout, None: none. `cache`
         is None or what `model.generate.empty_cache` makes; then `batch` holds the tokens that follow it.
         """
         config = self.config
-        places = Places(batch["positions"], batch["segment_ids"])
+        ordered = config.attention.prefix
+        places = Places(batch["positions"], batch["segment_ids"], batch["order"] if ordered else None)
         x_BxLxD = self.embedding(batch)
         embedding_key = None if key is None else jax.random.fold_in(key, EMBEDDING_KEY)
         x_BxLxD = dropout(x_BxLxD, config.dropout, embedding_key)
         x_BxLxD = self.constrain(x_BxLxD, ("batch", "length", "activation_embed"))
-        shared = Shared(places, self.rotary_tables(places.positions), None if cache is None else cache["length"])
+        shared = Shared(places, self.rotary_tables(places.positions))
+        if cache is not None:
+            prefixes = cache["prefix"] if ordered else None
+            shared = shared._replace(lengths=cache["length"], prefixes=prefixes)
         auxes, caches = [], []
         for name, part in self.stacks().items():
             slots = slice(part.first, part.first + part.num_layers)
@@ -96,7 +101,7 @@ class Transformer(nn.Module):
         if cache is not None:
             k, v = (jnp.concatenate(parts) for parts in zip(*caches, strict=True))
             added = jnp.sum(places.segments > 0, axis=1, dtype=jnp.int32)
-            cache = {"k": k, "v": v, "length": cache["length"] + added}
+            cache = {**cache, "k": k, "v": v, "length": cache["length"] + added}
         aux = jax.tree.map(lambda *parts: jnp.concatenate(parts), *auxes)
         return x_BxLxD, aux, cache
 
@@ -143,5 +148,5 @@ class Transformer(nn.Module):
 def initialise(model: Transformer, key) -> dict:
     """Fresh parameters: a tree of `Declared` float32 arrays. Under `jax.eval_shape` nothing is allocated."""
     token = jnp.zeros((1, 1), jnp.int32)
-    batch = dict.fromkeys(("tokens", "positions", "segment_ids", "token_types"), token)
+    batch = dict.fromkeys(("tokens", "positions", "segment_ids", "token_types", "order"), token)
     return model.init(key, batch)["params"]

@@ -9,11 +9,16 @@ from collections.abc import Sequence
 
 import data.config
 import model.config
-from data import settings
+from data import settings, tokenizer_config
 from data.errors import ConfigError
-from data.objective_config import MaskedObjective
+from data.objective_config import (
+    MaskedObjective,
+    ReplacedTokenObjective,
+    arrangement_of,
+    has_prefixes,
+    reads_both_sides,
+)
 from data.schema import BELOW_ONE, COUNT, NOT_NEGATIVE, POSITIVE, SHARE, Rule, refusals, split_duration
-from data.tokenizer_config import SMALLEST_BPE, BpeTokenizer, ByteTokenizer, WordPieceTokenizer
 from train.config import Config, Duration, Group, Mesh
 from train.duration import to_steps
 from train.ramp import batches_of
@@ -109,8 +114,7 @@ def _check_mesh(mesh: Mesh) -> list[tuple[str, str]]:
 def _check_shapes(config: Config) -> list[tuple[str, str]]:
     length, longest, train = config.data.length, config.model.max_length, config.train
     tokenizer, vocabulary = config.data.tokenizer, config.model.vocab_size
-    ids = tokenizer.vocab_size if isinstance(tokenizer, BpeTokenizer | WordPieceTokenizer) else SMALLEST_BPE
-    known = isinstance(tokenizer, BpeTokenizer | WordPieceTokenizer | ByteTokenizer)
+    ids = tokenizer_config.vocabulary(tokenizer)
     objective, predicted = config.data.objective, ("data.length", length)
     if isinstance(objective, MaskedObjective):
         predicted = ("data.objective.max_predictions", objective.max_predictions)
@@ -122,7 +126,7 @@ def _check_shapes(config: Config) -> list[tuple[str, str]]:
             "lengthen the other",
         ),
         (
-            known and ids > vocabulary,
+            ids is not None and ids > vocabulary,
             "model.vocab_size",
             f"is {vocabulary}, but tokenizer {tokenizer.name} has {ids} ids; the model needs as many",
         ),
@@ -147,21 +151,62 @@ def _check_shapes(config: Config) -> list[tuple[str, str]]:
 
 def _check_objective(config: Config) -> list[tuple[str, str]]:
     """Whether the model can learn what the objective asks, and reads what its batches hold."""
-    model, objective = config.model, config.data.objective
-    masked = isinstance(objective, MaskedObjective)
-    pairs = masked and objective.next_sentence
-    checks = (
+    checks = (*_untrained(config), *_visibility(config), *_inputs_and_heads(config))
+    return [(key, clash) for bad, key, clash in checks if bad]
+
+
+def _untrained(config: Config) -> tuple[tuple[bool, str, str], ...]:
+    """(whether it clashes, key, clash) of objectives whose batches no model of this version reads."""
+    objective = config.data.objective
+    return (
         (
-            masked and model.attention.causal,
-            "model.attention.causal",
-            "is true, but data.objective masked predicts a token from both of its sides; set it to false",
+            arrangement_of(objective) == "encoder_decoder",
+            "data.objective.arrangement",
+            "is encoder_decoder, but this version trains no model with an encoder and a decoder; "
+            "data.objective.arrangement=decoder trains, the targets standing behind the inputs",
         ),
         (
-            not masked and not model.attention.causal,
+            isinstance(objective, ReplacedTokenObjective),
+            "data.objective.name",
+            "is replaced_token, but this version trains no generator beside a discriminator; masked trains an encoder",
+        ),
+    )
+
+
+def _visibility(config: Config) -> tuple[tuple[bool, str, str], ...]:
+    """(whether it clashes, key, clash) of which tokens see which."""
+    model, objective = config.model, config.data.objective
+    encoder, prefixes = reads_both_sides(objective), has_prefixes(objective)
+    return (
+        (
+            encoder and model.attention.causal,
             "model.attention.causal",
-            "is false, but data.objective causal would show each token its target; set it to true, or "
+            f"is true, but data.objective {objective.name} predicts a token from both of its sides; set it to false",
+        ),
+        (
+            not encoder and not model.attention.causal,
+            "model.attention.causal",
+            f"is false, but data.objective {objective.name} would show each token its target; set it to true, or "
             "data.objective.name=masked",
         ),
+        (
+            prefixes and not model.attention.prefix,
+            "model.attention.prefix",
+            f"is false, but the tokens of a prefix of data.objective {objective.name} see one another; set it to true",
+        ),
+        (
+            not prefixes and model.attention.prefix,
+            "model.attention.prefix",
+            f"is true, but batches of data.objective {objective.name} say of no prefix; set it to false",
+        ),
+    )
+
+
+def _inputs_and_heads(config: Config) -> tuple[tuple[bool, str, str], ...]:
+    """(whether it clashes, key, clash) of what the model reads and predicts beside tokens."""
+    model, objective = config.model, config.data.objective
+    pairs = isinstance(objective, MaskedObjective) and objective.next_sentence
+    return (
         (
             not model.language_head,
             "model.language_head",
@@ -178,12 +223,11 @@ def _check_objective(config: Config) -> list[tuple[str, str]]:
             "is false, but data.objective.next_sentence is true; set both or neither",
         ),
         (
-            not masked and model.token_types > 0,
+            not reads_both_sides(objective) and model.token_types > 0,
             "model.token_types",
             f"is {model.token_types}, but batches of data.objective {objective.name} hold none; set it to 0",
         ),
     )
-    return [(key, clash) for bad, key, clash in checks if bad]
 
 
 def _check_ramp(config: Config) -> list[tuple[str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -47,8 +48,11 @@ class Task:
     codes_text: bool = False  # whether the losses of all rows add up to the length of a code for the text
 
 
-def causal(config: Config, constrain: Callable = identity) -> Task:
-    """Next-token prediction: the term `tokens` is cross entropy, plus the z-loss where it is asked for."""
+def causal(config: Config, constrain: Callable = identity, codes_text: bool = False) -> Task:
+    """Next-token prediction: the term `tokens` is cross entropy, plus the z-loss where it is asked for.
+
+    `codes_text`: whether every token of the text is predicted once, and nothing else.
+    """
     model = Transformer(config.model, constrain)
     z_loss, chunks = config.train.z_loss, config.train.loss_chunks
 
@@ -72,7 +76,7 @@ def causal(config: Config, constrain: Callable = identity) -> Task:
         coefficients={"tokens": 1.0},
         metrics={"loss": "tokens"} | ({"z_loss": "tokens"} if z_loss else {}),
         dropout=has_dropout(config),
-        codes_text=True,
+        codes_text=codes_text,
     )
 
 
@@ -142,7 +146,15 @@ def classified(logits_BxC, labels_B, weights_B) -> tuple[jax.Array, jax.Array]:
     return jnp.sum(weights_B * nll_B), jnp.sum(weights_B * hits_B)
 
 
-TASKS: dict[str, Callable[..., Task]] = {"causal": causal, "masked": masked}
+# By the name of the objective: those that a model of this version can be trained on.
+TASKS: dict[str, Callable[..., Task]] = {
+    "causal": partial(causal, codes_text=True),
+    "masked": masked,
+    "span_corruption": causal,
+    "prefix_lm": causal,
+    "ul2": causal,
+    "fim": causal,
+}
 
 
 def make_task(config: Config, constrain: Callable = identity) -> Task:

@@ -21,6 +21,15 @@ class Places(NamedTuple):
 
     positions: jax.Array
     segments: jax.Array
+    order: jax.Array | None = None  # what causality goes by, equal for tokens that see one another; None: positions
+
+    @property
+    def ranks(self) -> jax.Array:
+        return self.positions if self.order is None else self.order
+
+    def part(self, start: int, stop: int) -> Places:
+        """The tokens from `start` up to `stop` of each row."""
+        return jax.tree.map(lambda values: values[:, start:stop], self)
 
 
 class Rule(NamedTuple):
@@ -34,12 +43,12 @@ class Rule(NamedTuple):
 
 
 def visible(queries: Places, keys: Places, rule: Rule):
-    """Boolean `[B, L, S]`: same segment, and where causal: not later, and inside the window."""
-    distance_BxLxS = queries.positions[:, :, None] - keys.positions[:, None, :]
+    """Boolean `[B, L, S]`: same segment, where causal no later rank, and inside the window, which counts positions."""
     seen_BxLxS = queries.segments[:, :, None] == keys.segments[:, None, :]
     if rule.causal:
-        seen_BxLxS &= distance_BxLxS >= 0
+        seen_BxLxS &= queries.ranks[:, :, None] >= keys.ranks[:, None, :]
     if rule.window is not None:
+        distance_BxLxS = queries.positions[:, :, None] - keys.positions[:, None, :]
         seen_BxLxS &= jnp.abs(distance_BxLxS) < rule.window
     return seen_BxLxS
 
@@ -70,7 +79,8 @@ def blocked(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, queries: Places, keys: Places, rule
     """`reference` for causal self-attention over rows in their order, without dropout.
 
     Queries are taken in blocks, and each block reads only the keys from its window up to its end: half of the
-    causal scores are never formed. Nothing of size [L, L] is kept for the backward pass, which forms a block's
+    causal scores are never formed. Where places have an order, a block reads all keys, since a prefix may go on
+    behind it. Nothing of size [L, L] is kept for the backward pass, which forms a block's
     probabilities again from the saved log-partition (Dao et al. 2022). Within a segment a later token must have
     a later position, by as much as it stands behind; that holds for rows, not for a cache.
     """
@@ -83,15 +93,22 @@ def blocked(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, queries: Places, keys: Places, rule
     outputs = []
     for start in range(0, L, size):
         stop = start + size
-        first = 0 if rule.window is None else max(0, start - rule.window + 1)
-        block = Places(*(part[:, start:stop] for part in queries))
-        seen_BxTxS = visible(block, Places(*(part[:, first:stop] for part in keys)), rule)
+        first, last = _keys_read(start, stop, L, rule, ordered=keys.order is not None)
+        seen_BxTxS = visible(queries.part(start, stop), keys.part(first, last), rule)
         seen_BxTGxS = jnp.repeat(seen_BxTxS, G, axis=1) if G > 1 else seen_BxTxS
         q_BxKxTGxC = q_BxKxLGxC[:, :, start * G : stop * G]
-        k_BxKxSxC, v_BxKxSxC = k_BxKxLxC[:, :, first:stop], v_BxKxLxC[:, :, first:stop]
+        k_BxKxSxC, v_BxKxSxC = k_BxKxLxC[:, :, first:last], v_BxKxLxC[:, :, first:last]
         outputs.append(_block(q_BxKxTGxC, k_BxKxSxC, v_BxKxSxC, seen_BxTGxS, rule))
     out_BxKxLxGxC = jnp.concatenate(outputs, axis=2).reshape(B, K, L, G, C)
     return out_BxKxLxGxC.transpose(0, 2, 1, 3, 4).reshape(B, L, H, C)
+
+
+def _keys_read(start: int, stop: int, length: int, rule: Rule, ordered: bool) -> tuple[int, int]:
+    """(first key that the queries from `start` up to `stop` may see, the one behind the last)."""
+    before = 0 if rule.window is None else max(0, start - rule.window + 1)
+    if not ordered:
+        return before, stop
+    return before, length if rule.window is None else min(length, stop + rule.window - 1)
 
 
 def block_size(length: int) -> int:
