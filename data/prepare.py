@@ -20,11 +20,11 @@ from itertools import chain
 from pathlib import Path
 
 from data import sources, store, tokenizer
-from data.build import build
+from data.build import build, clean
 from data.cli import Parser, run_command
 from data.config import Data, check, missing_inputs
 from data.errors import ConfigError, DataError, UserError
-from data.files import canonical_json, locked, storage_errors
+from data.files import canonical_json, locked, storage_errors, sync
 from data.mixture_config import Component, MixtureSource
 from data.objectives import check_tokenizer, encoder_of, marks_of
 from data.schema import to_plain
@@ -36,6 +36,7 @@ from data.tokenizer_config import ByteTokenizer, FileTokenizer, TokenizerConfig
 
 HASH_DIGITS = 16
 SPLITS = ("train", "validation")
+KEPT_TOKENIZER = ".tokenizer-"  # how the file of a trained tokenizer begins while the stores are being built
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,8 @@ def prepare(config: Data, vocab_size: int | None = None) -> Prepared:
     """Opens the stores of `config`, or builds what is missing or no longer current.
 
     Safe to call from several processes at once: one builds, the others wait and open. Nothing is written
-    before the source was found able to give its first documents. With `config.verify` every byte is checked.
+    before the source was found able to give its first documents. With `config.verify` every byte is
+    checked, but for files of large stores that were found whole before and not written to since.
     `vocab_size`: ids of the model that shall read the stores; a token beyond them is a DataError, before any
     text is tokenized where the tokenizer's file tells.
 
@@ -125,9 +127,10 @@ def _prepare(config: Data, vocab_size: int | None) -> Stores:
             if prepared is None:
                 _build(directory, config, reader, identity)
                 prepared = _opened(directory, identity, reader.has_validation())
+    _clean(directory)
     for opened in filter(None, (prepared.train, prepared.validation)):
         if config.verify:
-            opened.verify()
+            opened.verify(every_byte=False)
         if vocab_size is not None:
             store.check_vocabulary(opened, vocab_size)
     return prepared
@@ -219,12 +222,12 @@ def _opened(directory: Path, identity: dict, has_validation: bool) -> Stores | N
 
 def _build(directory: Path, config: Data, reader: sources.Reader, identity: dict):
     started = time.monotonic()
-    _say(f"the {config.tokenizer.name} tokenizer from data.source.name={config.source.name}")
-    made = tokenizer.build(config.tokenizer, reader.documents("train"))
-    _say(f"a vocabulary of {made.vocab_size:,} after {time.monotonic() - started:.1f} s")
+    made = _made_tokenizer(directory, config, reader, identity)
     for split in SPLITS if reader.has_validation() else SPLITS[:1]:
+        if _is_current(directory / split, identity, made):
+            continue  # a launch that was killed behind it
         about = {"identity": identity, "source": to_plain(config.source), "split": split}
-        build(directory / split, reader, split, encoder_of(config, made), about)
+        build(directory / split, reader, split, encoder_of(config, made), about, config.workers)
         header = Store(directory / split).header
         _say(
             f"{split}: {header['num_documents']:,} documents, {header['num_tokens']:,} tokens, "
@@ -232,6 +235,40 @@ def _build(directory: Path, config: Data, reader: sources.Reader, identity: dict
         )
         if reader.left_out:
             _say(f"{split}: {reader.left_out:,} documents were left out, since they are held out for validation too")
+
+
+def _made_tokenizer(directory: Path, config: Data, reader: sources.Reader, identity: dict) -> Tokenizer:
+    """The tokenizer; one that was trained is kept until the stores are there, for a launch that goes on."""
+    digest = hashlib.sha256(canonical_json(identity)).hexdigest()[:HASH_DIGITS]
+    path = directory / f"{KEPT_TOKENIZER}{digest}.json"
+    if path.exists():
+        return tokenizer.load(path)
+    started = time.monotonic()
+    _say(f"the {config.tokenizer.name} tokenizer from data.source.name={config.source.name}")
+    made = tokenizer.build(config.tokenizer, reader.documents("train"))
+    _say(f"a vocabulary of {made.vocab_size:,} after {time.monotonic() - started:.1f} s")
+    if not isinstance(config.tokenizer, FileTokenizer | ByteTokenizer):
+        with storage_errors(directory):
+            directory.mkdir(parents=True, exist_ok=True)
+            made.save(path.with_suffix(".tmp"))
+            path.with_suffix(".tmp").rename(path)
+            sync(directory)
+    return made
+
+
+def _is_current(directory: Path, identity: dict, made: Tokenizer) -> bool:
+    if not directory.exists():
+        return False
+    header = Store(directory).header
+    return header["about"]["identity"] == identity and header["tokenizer_fingerprint"] == made.fingerprint
+
+
+def _clean(directory: Path):
+    """Removes what launches that were killed left beside stores that are whole now."""
+    for split in SPLITS:
+        clean(directory / split)
+    for stray in directory.glob(f"{KEPT_TOKENIZER}*"):
+        stray.unlink(missing_ok=True)
 
 
 def _say(line: str):
@@ -262,7 +299,7 @@ def _described(stores: Stores) -> dict:
             "documents": found.num_documents,
             "empty_documents": found.header["empty_documents"],
             "tokens": found.num_tokens,
-            "bytes_per_token": round(found.text_bytes / found.num_tokens, 4),
+            "bytes_per_token": round(found.text_bytes / found.num_tokens, 4) if found.text_bytes else None,
             "fingerprint": found.fingerprint,
         }
         for split, found in vars(stores).items()
