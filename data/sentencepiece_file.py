@@ -187,12 +187,10 @@ def _charsmap(table: bytes) -> list[normalizers.Normalizer]:
     """The library's table, and before it what it would not do to sequences of characters that are seen as one.
 
     It looks up such a sequence as a whole, takes the first entry that the sequence begins with, and drops the rest.
-    So a letter and its accents are composed beforehand, and capitals lowered, where the table would do so.
+    So a letter and its accents are composed beforehand, where the table would do so.
     """
     mapped = normalizers.Precompiled(table)
     steps: list[normalizers.Normalizer] = [normalizers.Replace("\r\n", mapped.normalize_str("\r") + "\n")]
-    if mapped.normalize_str("A") == "a":
-        steps.append(normalizers.Lowercase())
     if mapped.normalize_str("e\u0301") == "\u00e9":
         steps.append(normalizers.NFC())
     return [*steps, mapped]
