@@ -24,15 +24,16 @@ LINE = re.compile(rb"([A-Za-z0-9+/]+={0,2}) (\d{1,9})\r?")
 CONTRACTION = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 UPPER, LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 BEFORE = r"[^\r\n\p{L}\p{N}]?"
+SPACE = r"\s*[\r\n]+|\s+(?!\S)|\s+"
+WORDS = [CONTRACTION, rf"{BEFORE}\p{{L}}+", r"\p{N}{1,3}", r" ?[^\s\p{L}\p{N}]+[\r\n]*"]
 PATTERNS = {  # what cuts text; gpt2 is known to the library
-    "cl100k": "|".join(
-        [CONTRACTION, rf"{BEFORE}\p{{L}}+", r"\p{N}{1,3}", r" ?[^\s\p{L}\p{N}]+[\r\n]*", r"\s*[\r\n]+|\s+(?!\S)|\s+"]
-    ),
+    "cl100k": "|".join([*WORDS, r"\s+\z", SPACE]),  # space at the end of a text is one part
+    "llama3": "|".join([*WORDS, SPACE]),
     "o200k": "|".join(
         [
             rf"{BEFORE}{UPPER}*{LOWER}+{CONTRACTION}?",
             rf"{BEFORE}{UPPER}+{LOWER}*{CONTRACTION}?",
-            *(r"\p{N}{1,3}", r" ?[^\s\p{L}\p{N}]+[\r\n/]*", r"\s*[\r\n]+|\s+(?!\S)|\s+"),
+            *(r"\p{N}{1,3}", r" ?[^\s\p{L}\p{N}]+[\r\n/]*", SPACE),
         ]
     ),
 }
@@ -54,7 +55,7 @@ def matches(data: bytes) -> bool:
 
 
 def content(data: bytes, path: str | Path, pattern: str) -> dict:
-    """A parsed tokenizer.json of the ranks in `data`, found at `path`, and a pattern: gpt2, cl100k or o200k.
+    """A parsed tokenizer.json of the ranks in `data`, found at `path`, for text that is cut by a named pattern.
 
     DataError names the line that is no rank, and the byte that has none: text with it could not be encoded.
     """

@@ -53,7 +53,7 @@ class FileTokenizer:
     end_of_text: str | None = None  # the token that begins a document; None: found by its usual names
     stop: str | None = None  # the token that ends a text in decoding; None: end_of_text
     lowercase: bool | None = None  # BERT's rules only. A vocab.txt does not say; None: as tokenizer.json does
-    pattern: str | None = None  # tiktoken's ranks only, which do not say how text is cut: gpt2, cl100k, o200k
+    pattern: str | None = None  # tiktoken's ranks only, which do not say how text is cut: gpt2, cl100k, llama3, o200k
     special_tokens: tuple[str, ...] = ()  # more of them, behind the largest id where the file has them not
 
 
@@ -70,7 +70,7 @@ TokenizerConfig = TrainedTokenizer | FileTokenizer | ByteTokenizer
 
 SMALLEST_BPE = 257  # 256 bytes and the end of text; also the vocabulary of raw bytes
 SPECIAL_PIECES = 5  # [PAD] [UNK] [CLS] [SEP] [MASK]
-PATTERNS = ("gpt2", "cl100k", "o200k")
+PATTERNS = ("gpt2", "cl100k", "llama3", "o200k")
 
 RULES = {
     "vocab_size": Rule(lambda size: size >= SMALLEST_BPE, f"at least {SMALLEST_BPE}"),
