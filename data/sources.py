@@ -17,6 +17,13 @@ __all__ = ["Document", "Part", "Reader", "Record", "documents", "identity", "rea
 
 READER_VERSION = 1  # of what a document is; stores prepared under another are rebuilt
 
+# What a reader counts, as `data.prepare` says it.
+PASSED_OVER = {
+    "held_out": "documents were left out, since they are held out for validation too",
+    "malformed": "malformed records were passed over, as data.source.tolerance allows",
+    "no_text": "responses of a crawl were passed over, since they failed or hold no text",
+}
+
 # The class that reads a source of each name. Imported when it is asked for: a format's packages take time.
 READERS = {
     "text": ("data.readers.line_readers", "TextReader"),
