@@ -227,14 +227,15 @@ def _build(directory: Path, config: Data, reader: sources.Reader, identity: dict
         if _is_current(directory / split, identity, made):
             continue  # a launch that was killed behind it
         about = {"identity": identity, "source": to_plain(config.source), "split": split}
+        reader.counts.clear()  # of passes before this one
         build(directory / split, reader, split, encoder_of(config, made), about, config.workers)
         header = Store(directory / split).header
         _say(
             f"{split}: {header['num_documents']:,} documents, {header['num_tokens']:,} tokens, "
             f"{header['text_bytes']:,} bytes in {directory / split} after {time.monotonic() - started:.1f} s"
         )
-        if reader.left_out:
-            _say(f"{split}: {reader.left_out:,} documents were left out, since they are held out for validation too")
+        for name, count in sorted(reader.counts.items()):
+            _say(f"{split}: {count:,} {sources.PASSED_OVER[name]}")
 
 
 def _made_tokenizer(directory: Path, config: Data, reader: sources.Reader, identity: dict) -> Tokenizer:
