@@ -71,10 +71,6 @@ class BaseReader:
         self.config, self.part_bytes, self.counts = config, part_bytes, Counter()
         self.columns = None if columns is None else tuple(columns)
 
-    @property
-    def left_out(self) -> int:
-        return self.counts["held_out"]
-
     def check(self):
         for split in ("train", "validation") if self.has_validation() else ("train",):
             next(self.documents(split))
