@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,6 +11,7 @@ import numpy as np
 from data.config import Data
 from data.encoding import Encoder
 from data.objective_config import Objective
+from data.readers.base import Document
 from data.store import Store
 from data.tokenizer import Tokenizer
 
@@ -45,6 +46,14 @@ def plain_text(objective: Objective) -> None:
     return None
 
 
+def nothing_else(config: Data) -> dict:
+    return {}
+
+
+def itself(objective: Objective, document: str) -> Iterable[str]:
+    return (document,)
+
+
 def any_tokenizer(config: Data, tokenizer: Tokenizer, vocab_size: int) -> None:
     return None
 
@@ -58,6 +67,10 @@ class Kind:
     marks: Callable[[Objective], tuple[str, ...]] = no_marks  # names of the marks that a store must hold
     # The columns that documents are made of where they are records; None: they are plain texts.
     columns: Callable[[Objective], tuple[str, ...] | None] = plain_text
+    # What decides, beside source, tokenizer and marks, what a store of its documents holds; JSON-able.
+    stored: Callable[[Data], dict] = nothing_else
+    # What a tokenizer is trained on of a document.
+    texts: Callable[[Objective, Document], Iterable[str]] = itself
     # What makes ids and marks of its documents; None: `TextEncoder`, with its marks.
     encoder: Callable[[Data, Tokenizer], Encoder] | None = None
     # Config, tokenizer, ids of the model: ConfigError where the tokenizer lacks what rows hold, or the model ids.

@@ -14,6 +14,7 @@ from functools import cache
 import numpy as np
 
 WORDS, SENTENCES = "words", "sentences"
+ANSWERS = "answers"  # which tokens are to be predicted; the encoders of data.supervised make it
 SPACE, LETTER, ALONE, NOTHING = range(4)
 # The blocks that BERT sets apart: Chinese characters, neither kana nor hangul.
 CHINESE = (
@@ -83,7 +84,8 @@ def sentences(text: str, offsets: np.ndarray) -> np.ndarray:
 
 MARKS: dict[str, Callable[[str, np.ndarray], np.ndarray]] = {WORDS: words, SENTENCES: sentences}
 # The mark of the token that stands before each document; False where none is named.
-FIRST = {WORDS: True, SENTENCES: False}
+# The end of text before a document is the end of the one before it, which an answer has too.
+FIRST = {WORDS: True, SENTENCES: False, ANSWERS: True}
 
 
 def file_name(name: str) -> str:
