@@ -11,20 +11,19 @@ included, so that a row's sum to k + s + 1. Rows of ul2 differ in length by thei
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
-from data import arrangements, draws, special
+from data import arrangements, draws
 from data.config import Data
 from data.drawn_rows import DrawnRows, Row
 from data.kinds import Spec, drawing_seed
-from data.objective_config import SpanCorruptionObjective, Ul2Objective, denoisers_of
+from data.objective_config import denoisers_of, sentinel_names
 from data.packing import make_rows
 from data.span_lengths import Denoiser, noise_counts, raw_length, target_length
 from data.spans import corrupt, draw_spans
 from data.store import Store
-from data.tokenizer import Tokenizer
+
+NO_MODE = -1
 
 
 def text_length(config: Data) -> int:
@@ -51,43 +50,26 @@ def denoise(
 ) -> tuple[np.ndarray, np.ndarray]:
     """(inputs, targets), int32, of a row of `tokens` under the denoiser that its key chooses.
 
-    `modes` int32 [denoisers]: the token before the inputs of each, -1: none.
+    `modes` int32 [denoisers]: the token before the inputs of each, or NO_MODE.
     """
     words = draws.words(np.array([key], np.uint64), 1 + tokens.size)[0]
     chosen = choose(denoisers, words[0])
     inputs, targets = corrupt(tokens, *draw_spans(denoisers[chosen], tokens.size, words[1:]), sentinels, end)
-    return (inputs if modes[chosen] < 0 else np.insert(inputs, 0, modes[chosen])), targets
+    return (inputs if modes[chosen] == NO_MODE else np.insert(inputs, 0, modes[chosen])), targets
 
 
 def rows(config: Data, store: Store, seed: int, held_out: bool) -> DrawnRows:
     """The corrupted rows of a store."""
     objective, tokenizer = config.objective, store.tokenizer
-    make = _maker(objective, tokenizer, special.ids(tokenizer, sentinel_names(config)))
-    packed = make_rows(store, text_length(config), config.packing)
-    return DrawnRows(packed, spec(config), objective.name, drawing_seed(seed, held_out), make)
-
-
-def _maker(
-    objective: SpanCorruptionObjective | Ul2Objective, tokenizer: Tokenizer, sentinels: np.ndarray
-) -> Callable[[Row, int], Row]:
     denoisers, end = denoisers_of(objective), tokenizer.end_of_text
-    modes = np.array([tokenizer.special_tokens[d.mode] if d.mode else -1 for d in denoisers], np.int32)
+    raw, known = text_length(config), tokenizer.special_tokens
+    spans = max(noise_counts(denoiser, raw)[1] for denoiser in denoisers)
+    sentinels = np.array([known[name] for name in sentinel_names(objective, spans)], np.int32)
+    modes = np.array([known[denoiser.mode] if denoiser.mode else NO_MODE for denoiser in denoisers], np.int32)
 
     def make(row: Row, key: int) -> Row:
         inputs, targets = denoise(row["tokens"], denoisers, modes, sentinels, end, key)
         return arrangements.arrange(objective.arrangement, inputs, targets, end)
 
-    return make
-
-
-def sentinel_names(config: Data) -> list[str]:
-    """The sentinels that rows can hold: as many as the most spans of a row."""
-    raw = text_length(config)
-    spans = max(noise_counts(denoiser, raw)[1] for denoiser in denoisers_of(config.objective))
-    return [config.objective.sentinels.replace("{i}", str(i)) for i in range(spans)]
-
-
-def check_tokenizer(config: Data, tokenizer: Tokenizer, vocab_size: int):
-    """Raises ConfigError where the tokenizer lacks a sentinel or a mode, or the model its id."""
-    modes = dict.fromkeys(denoiser.mode for denoiser in denoisers_of(config.objective) if denoiser.mode)
-    special.check(config, tokenizer, vocab_size, [*modes, *sentinel_names(config)])
+    packed = make_rows(store, raw, config.packing)
+    return DrawnRows(packed, spec(config), objective.name, drawing_seed(seed, held_out), make)

@@ -20,14 +20,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data import draws, special
+from data import draws
 from data.config import Data
 from data.drawn_rows import DrawnRows, Row
 from data.kinds import Spec, drawing_seed, sequence
 from data.objective_config import FimObjective, fim_length
 from data.packing import DTYPES, make_rows
 from data.store import Store
-from data.tokenizer import Tokenizer
 
 WORDS = 4  # drawn for a segment: whether it is rearranged, how, and its two cuts
 
@@ -88,19 +87,11 @@ def _chosen(tokens, starts, stops, objective: FimObjective, names: Names, words)
 def rows(config: Data, store: Store, seed: int, held_out: bool) -> DrawnRows:
     """The rows of a store, rearranged."""
     objective, tokenizer = config.objective, store.tokenizer
-    names = Names(*special.ids(tokenizer, sentinel_names(objective)).tolist(), tokenizer.end_of_text)
+    found = (tokenizer.special_tokens[name] for name in (objective.prefix, objective.suffix, objective.middle))
+    names = Names(*found, tokenizer.end_of_text)
     packed = make_rows(store, fim_length(objective, config.length), config.packing)
 
     def make(row: Row, key: int) -> Row:
         return rearrange(row, objective, names, key)
 
     return DrawnRows(packed, spec(config), "fim", drawing_seed(seed, held_out), make)
-
-
-def sentinel_names(objective: FimObjective) -> tuple[str, ...]:
-    return objective.prefix, objective.suffix, objective.middle
-
-
-def check_tokenizer(config: Data, tokenizer: Tokenizer, vocab_size: int):
-    """Raises ConfigError where the tokenizer lacks a sentinel, or the model its id."""
-    special.check(config, tokenizer, vocab_size, sentinel_names(config.objective))

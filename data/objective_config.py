@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from data.schema import COUNT, POSITIVE, SHARE, Rule, one_of
-from data.span_lengths import SHORTEST_NOISY, Denoiser, raw_length
-from data.tokenizer_config import BpeTokenizer, ByteTokenizer, TokenizerConfig
+from data.span_lengths import SHORTEST_NOISY, Denoiser, noise_counts, raw_length
+from data.tokenizer_config import FileTokenizer, TokenizerConfig, special_names
 
 SENTINELS = "<extra_id_{i}>"  # T5's
 
@@ -132,7 +132,6 @@ RULES = {
     "denoisers.*.rate": Rule(lambda rate: 0 < rate < 1, "above 0 and below 1"),
     "denoisers.*.mean_span": Rule(lambda span: span >= 1, "at least 1"),
     "denoisers.*.weight": POSITIVE,
-    "denoisers.*.mode": Rule(bool, "a special token of the tokenizer"),
     "spm_share": SHARE,
     "segments": COUNT,
 }
@@ -162,6 +161,36 @@ def denoisers_of(objective: SpanCorruptionObjective | Ul2Objective) -> tuple[Den
     return (Denoiser("", objective.rate, objective.mean_span),)
 
 
+def fim_length(objective: FimObjective, length: int) -> int:
+    """Tokens of text in a row of `length`: the others are room for sentinels."""
+    return length - FIM_SENTINELS * objective.segments
+
+
+def special_tokens(objective: Objective, length: int) -> tuple[str, ...]:
+    """The special tokens, beside that of the mask, that rows of `length` can hold, by name.
+
+    As many sentinels as the most spans of a row.
+    """
+    if isinstance(objective, FimObjective):
+        return objective.prefix, objective.suffix, objective.middle
+    if not isinstance(objective, SpanCorruptionObjective | Ul2Objective):
+        return ()
+    denoisers = denoisers_of(objective)
+    raw = raw_length(denoisers, objective.arrangement, length)
+    spans = max(noise_counts(denoiser, raw)[1] for denoiser in denoisers)
+    modes = dict.fromkeys(denoiser.mode for denoiser in denoisers if denoiser.mode)
+    return *modes, *sentinel_names(objective, spans)
+
+
+def sentinel_names(objective: SpanCorruptionObjective | Ul2Objective, count: int) -> list[str]:
+    return [objective.sentinels.replace("{i}", str(i)) for i in range(count)]
+
+
+def shown(names: Sequence[str]) -> str:
+    """Names for a person to read, of which there may be many."""
+    return ", ".join(names) if len(names) <= 4 else f"{names[0]}, {names[1]}, ... {names[-1]} ({len(names)} in all)"
+
+
 def check(objective: Objective, tokenizer: TokenizerConfig, length: int) -> Problems:
     """What no field's type can refuse, as (key below `data`, clash) pairs; `length` is that of a row."""
     return CHECKS[objective.name](objective, tokenizer, length)
@@ -173,9 +202,10 @@ def _nothing(objective, tokenizer, length) -> Problems:
 
 def _check_masks(objective: MaskedObjective | ReplacedTokenObjective, tokenizer, length) -> Problems:
     problems = []
-    if isinstance(tokenizer, BpeTokenizer | ByteTokenizer):
+    if not isinstance(tokenizer, FileTokenizer) and not {"[MASK]", "<mask>"} & set(special_names(tokenizer)):
         clash = f"is {objective.name}, but tokenizer {tokenizer.name} has no mask token"
-        problems.append(("objective.name", f"{clash}; take data.tokenizer.name=wordpiece"))
+        fix = "take data.tokenizer.name=wordpiece, or name [MASK] in data.tokenizer.special_tokens"
+        problems.append(("objective.name", f"{clash}; {fix}"))
     if objective.keep_share + objective.random_share > 1:
         clash = f"is {objective.random_share:g}, which with keep_share {objective.keep_share:g} is more than 1"
         problems.append(("objective.random_share", clash))
@@ -204,7 +234,7 @@ def _check_denoising(objective: SpanCorruptionObjective | Ul2Objective, tokenize
     if raw_length(denoisers, objective.arrangement, length) < SHORTEST_NOISY:
         clash = f"is {length}, too short for a token, a span of noise, their sentinels and ends"
         return [("length", f"{clash} under data.objective.arrangement={objective.arrangement}")]
-    return []
+    return _check_special(objective, tokenizer, length)
 
 
 def _check_fim(objective: FimObjective, tokenizer, length) -> Problems:
@@ -215,12 +245,17 @@ def _check_fim(objective: FimObjective, tokenizer, length) -> Problems:
     if fim_length(objective, length) < 1:
         clash = f"is {objective.segments}, whose sentinels leave no room in a row of {length} tokens (data.length)"
         problems.append(("objective.segments", clash))
-    return problems
+    return problems or _check_special(objective, tokenizer, length)
 
 
-def fim_length(objective: FimObjective, length: int) -> int:
-    """Tokens of text in a row of `length`: the others are room for sentinels."""
-    return length - FIM_SENTINELS * objective.segments
+def _check_special(objective: Objective, tokenizer: TokenizerConfig, length) -> Problems:
+    """Whether a tokenizer that is not read from a file will have what the objective puts into rows."""
+    known = () if isinstance(tokenizer, FileTokenizer) else special_names(tokenizer)
+    missing = [name for name in special_tokens(objective, length) if name not in known]
+    if not known or not missing:
+        return []
+    clash = f"lack {shown(missing)}, which data.objective.name={objective.name} puts into rows"
+    return [("tokenizer.special_tokens", f"{clash} of data.length {length}; name them there")]
 
 
 CHECKS: dict[str, Callable[..., Problems]] = {  # (objective, tokenizer, length of a row) -> clashes

@@ -5,7 +5,7 @@ A new objective is a dataclass in `data.objective_config`, a module with its fun
 
 from __future__ import annotations
 
-from data import denoising, fim, masked_rows, prefix, replaced
+from data import denoising, fim, masked_rows, prefix, replaced, special
 from data.config import Data
 from data.encoding import Encoder, TextEncoder
 from data.kinds import Kind, ObjectiveRows, Spec, sequence
@@ -35,10 +35,10 @@ OBJECTIVES: dict[str, Kind] = {
     "replaced_token": Kind(
         replaced.spec, replaced.rows, marks=replaced.marks_of, check_tokenizer=replaced.check_tokenizer
     ),
-    "span_corruption": Kind(denoising.spec, denoising.rows, check_tokenizer=denoising.check_tokenizer),
+    "span_corruption": Kind(denoising.spec, denoising.rows, check_tokenizer=special.check),
     "prefix_lm": Kind(prefix.spec, prefix.rows),
-    "ul2": Kind(denoising.spec, denoising.rows, check_tokenizer=denoising.check_tokenizer),
-    "fim": Kind(fim.spec, fim.rows, check_tokenizer=fim.check_tokenizer),
+    "ul2": Kind(denoising.spec, denoising.rows, check_tokenizer=special.check),
+    "fim": Kind(fim.spec, fim.rows, check_tokenizer=special.check),
 }
 
 
