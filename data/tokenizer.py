@@ -150,6 +150,21 @@ class Tokenizer:
         entries = sorted(self._content["added_tokens"], key=lambda entry: entry["id"])
         return {entry["content"]: entry["id"] for entry in entries if entry["special"]}
 
+    @property
+    def unknown(self) -> int | None:
+        """The id of what the vocabulary cannot spell; None where it can spell everything, or leaves that out."""
+        model = self._content["model"]
+        name = model.get("unk_token")
+        return self._tokenizer.token_to_id(name) if name is not None else model.get("unk_id")
+
+    @property
+    def fallback_bytes(self) -> list[int]:
+        """The ids of single bytes, of which characters are made that are no piece; empty where that is not done."""
+        if not self._content["model"].get("byte_fallback"):
+            return []
+        found = (self._tokenizer.token_to_id(f"<0x{byte:02X}>") for byte in range(256))
+        return [index for index in found if index is not None]
+
     def id_of(self, token: str) -> int | None:
         """The id of a token of the vocabulary, special or not; None where it has no such token."""
         return self._tokenizer.token_to_id(token)
