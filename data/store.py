@@ -52,12 +52,60 @@ def write(
     write_store(directory, pieces(encoder, batches(documents)), encoder, about, SHARD_TOKENS)
 
 
-class Store:
+class Stream:
+    """Documents one after the other, each `<end of text> t1 ... tn`; `Store` says what the attributes are."""
+
+    directory: Path
+    header: dict
+    num_tokens: int
+    num_documents: int
+    text_bytes: int | None
+    max_token: int
+    end_of_text: int
+    marks: tuple[str, ...]
+    fingerprint: str
+    dtype: np.dtype
+    document_starts: np.ndarray
+    tokenizer: Tokenizer
+
+    def tokens(self, start: int, stop: int) -> np.ndarray:
+        """Ids [stop - start] of the stream, in `dtype`; a view of the disk where they lie together there.
+
+        Raises IndexError outside 0 <= start <= stop <= num_tokens.
+        """
+        raise NotImplementedError
+
+    def _check(self, start: int, stop: int):
+        if not 0 <= start <= stop <= self.num_tokens:
+            raise IndexError(f"tokens {start} to {stop} of {self.num_tokens} in {self.directory}")
+
+    def bounds(self, index: int) -> tuple[int, int]:
+        """Offsets in tokens at which a document starts and ends."""
+        if not 0 <= index < self.num_documents:
+            raise IndexError(f"document {index} of {self.num_documents} in {self.directory}")
+        last = index + 1 == self.num_documents
+        stop = self.num_tokens if last else int(self.document_starts[index + 1])
+        return int(self.document_starts[index]), stop
+
+    def document(self, index: int) -> np.ndarray:
+        """Ids of a document, its leading end of text included."""
+        return self.tokens(*self.bounds(index))
+
+    def verify(self, every_byte: bool = True):
+        """Raises DataError that names each file that is changed, missing or foreign.
+
+        Reads every byte; unless `every_byte`, those files of a large store that `data.verified` remembers are not read.
+        """
+        raise NotImplementedError
+
+
+class Store(Stream):
     """A store, opened: sizes, format and the header's own digest are checked now, contents by `verify`.
 
     Attributes:
       directory: where it lies.    header: what header.json says.
-      num_tokens, num_documents, text_bytes, max_token, end_of_text: Python integers.
+      num_tokens, num_documents, text_bytes, max_token, end_of_text: Python integers; text_bytes, of UTF-8, is
+        None where nobody knows.
       marks: the names of those it holds.
       fingerprint: hexadecimal SHA-256 of tokens, boundaries, marks and tokenizer.
       document_starts: uint64 [num_documents], memory-mapped: the offset of each document's end of text.
@@ -93,13 +141,8 @@ class Store:
             raise DataError(f"{path} is damaged. {remedy(self.directory)}")
         return loaded
 
-    def tokens(self, start: int, stop: int) -> np.ndarray:
-        """Ids [stop - start] of the stream, in the stored type; a view of the disk, a copy across shards.
-
-        Raises IndexError outside 0 <= start <= stop <= num_tokens.
-        """
-        if not 0 <= start <= stop <= self.num_tokens:
-            raise IndexError(f"tokens {start} to {stop} of {self.num_tokens} in {self.directory}")
+    def tokens(self, start, stop):
+        self._check(start, stop)
         size = self._shard_tokens
         index, offset = divmod(start, size)
         if start < stop <= (index + 1) * size:
@@ -115,23 +158,7 @@ class Store:
         """bool [stop - start]: whether each token of the stream begins a word, or a sentence."""
         return mark_files.read(self._marks[name], start, stop)
 
-    def bounds(self, index: int) -> tuple[int, int]:
-        """Offsets in tokens at which a document starts and ends."""
-        if not 0 <= index < self.num_documents:
-            raise IndexError(f"document {index} of {self.num_documents} in {self.directory}")
-        last = index + 1 == self.num_documents
-        stop = self.num_tokens if last else int(self.document_starts[index + 1])
-        return int(self.document_starts[index]), stop
-
-    def document(self, index: int) -> np.ndarray:
-        """Ids of a document, its leading end of text included."""
-        return self.tokens(*self.bounds(index))
-
-    def verify(self, every_byte: bool = True):
-        """Raises DataError that names each file that is changed, missing or foreign.
-
-        Reads every byte; unless `every_byte`, those files of a large store that `data.verified` remembers are not read.
-        """
+    def verify(self, every_byte=True):
         found = problems(self.directory, self.header, every_byte)
         if found:
             raise DataError(f"{' '.join(found)} {remedy(self.directory)}")

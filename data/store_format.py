@@ -44,7 +44,7 @@ def remedy(directory: Path) -> str:
     return f"Delete {directory} and run again to rebuild it."
 
 
-def read_header(path: Path) -> dict:
+def read_header(path: Path, name: str = FORMAT, version: int = VERSION) -> dict:
     """What header.json says; DataError where it is missing, damaged or of another format."""
     mend = remedy(path.parent)
     try:
@@ -56,8 +56,8 @@ def read_header(path: Path) -> dict:
         found = (header["format"], header["version"])
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is damaged: it is not the header of a token store ({error!r}). {mend}") from error
-    if found != (FORMAT, VERSION):
-        raise DataError(f"{path} is a {found[0]!r} of version {found[1]!r}, expected {FORMAT!r} {VERSION}. {mend}")
+    if found != (name, version):
+        raise DataError(f"{path} is a {found[0]!r} of version {found[1]!r}, expected {name!r} {version}. {mend}")
     if header_bytes(header) != content:
         raise DataError(f"{path} is damaged: its content does not match its own SHA-256. {mend}")
     return header
