@@ -105,6 +105,18 @@ class FimObjective:
     middle: str = "<|fim_middle|>"
 
 
+@dataclass(frozen=True)
+class SupervisedObjective:
+    """Predict answers, and their ends, from what stands before them."""
+
+    name: str = "supervised"
+    format: str = "prompt"  # what a record holds: prompt (a prompt and its answer), chat (messages by turns)
+    prompt: str = "prompt"  # columns of a record
+    answer: str = "answer"
+    messages: str = "messages"
+    template: str = "chatml"  # of a chat: chatml, a tokenizer_config.json that holds one, or a file of Jinja
+
+
 Objective = (
     CausalObjective
     | MaskedObjective
@@ -113,10 +125,13 @@ Objective = (
     | PrefixObjective
     | Ul2Objective
     | FimObjective
+    | SupervisedObjective
 )
 
 SHORTEST_PAIR = 5  # [CLS] A [SEP] B [SEP]
 FIM_SENTINELS = 3  # a rearranged segment
+FORMATS = ("prompt", "chat")
+CHATML = ("<|im_start|>", "<|im_end|>")
 ARRANGEMENTS = ("encoder_decoder", "decoder", "prefix_decoder")
 
 RULES = {
@@ -134,6 +149,9 @@ RULES = {
     "denoisers.*.weight": POSITIVE,
     "spm_share": SHARE,
     "segments": COUNT,
+    "format": one_of(*FORMATS),
+    **dict.fromkeys(("prompt", "answer", "messages"), Rule(bool, "a column of the records")),
+    "template": Rule(bool, "chatml, or a file"),
 }
 
 Problems = list[tuple[str, str]]  # (key below `data`, clash)
@@ -173,6 +191,8 @@ def special_tokens(objective: Objective, length: int) -> tuple[str, ...]:
     """
     if isinstance(objective, FimObjective):
         return objective.prefix, objective.suffix, objective.middle
+    if isinstance(objective, SupervisedObjective):
+        return CHATML if objective.format == "chat" and objective.template == "chatml" else ()
     if not isinstance(objective, SpanCorruptionObjective | Ul2Objective):
         return ()
     denoisers = denoisers_of(objective)
@@ -258,6 +278,13 @@ def _check_special(objective: Objective, tokenizer: TokenizerConfig, length) -> 
     return [("tokenizer.special_tokens", f"{clash} of data.length {length}; name them there")]
 
 
+def _check_supervised(objective: SupervisedObjective, tokenizer, length) -> Problems:
+    if objective.format == "prompt" and objective.prompt == objective.answer:
+        clash = f"is {json.dumps(objective.answer)}, as data.objective.prompt is; name two columns"
+        return [("objective.answer", clash)]
+    return _check_special(objective, tokenizer, length)
+
+
 CHECKS: dict[str, Callable[..., Problems]] = {  # (objective, tokenizer, length of a row) -> clashes
     "causal": _nothing,
     "masked": _check_masked,
@@ -266,4 +293,5 @@ CHECKS: dict[str, Callable[..., Problems]] = {  # (objective, tokenizer, length 
     "prefix_lm": _nothing,
     "ul2": _check_denoising,
     "fim": _check_fim,
+    "supervised": _check_supervised,
 }

@@ -5,12 +5,16 @@ A new objective is a dataclass in `data.objective_config`, a module with its fun
 
 from __future__ import annotations
 
-from data import denoising, fim, masked_rows, prefix, replaced, special
+from collections.abc import Iterable, Iterator
+from itertools import chain
+
+from data import denoising, fim, masked_rows, prefix, replaced, special, supervised
 from data.config import Data
 from data.encoding import Encoder, TextEncoder
 from data.kinds import Kind, ObjectiveRows, Spec, sequence
 from data.objective_config import Objective
 from data.packing import DTYPES, make_rows
+from data.readers.base import Document
 from data.store import Store
 from data.tokenizer import Tokenizer
 
@@ -39,6 +43,16 @@ OBJECTIVES: dict[str, Kind] = {
     "prefix_lm": Kind(prefix.spec, prefix.rows),
     "ul2": Kind(denoising.spec, denoising.rows, check_tokenizer=special.check),
     "fim": Kind(fim.spec, fim.rows, check_tokenizer=special.check),
+    "supervised": Kind(
+        supervised.spec,
+        supervised.rows,
+        marks=supervised.marks_of,
+        columns=supervised.columns,
+        stored=supervised.stored,
+        texts=supervised.texts,
+        encoder=supervised.encoder,
+        check_tokenizer=special.check,
+    ),
 }
 
 
@@ -66,6 +80,16 @@ def encoder_of(config: Data, tokenizer: Tokenizer) -> Encoder:
 def columns_of(objective: Objective) -> tuple[str, ...] | None:
     """The columns of a record that an objective reads; None: its documents are plain texts."""
     return OBJECTIVES[objective.name].columns(objective)
+
+
+def stored_of(config: Data) -> dict:
+    """What of the objective decides, beside source, tokenizer and marks, what its stores hold."""
+    return OBJECTIVES[config.objective.name].stored(config)
+
+
+def texts_of(objective: Objective, documents: Iterable[Document]) -> Iterator[str]:
+    """What a tokenizer is trained on of the documents of an objective."""
+    return chain.from_iterable(OBJECTIVES[objective.name].texts(objective, document) for document in documents)
 
 
 def check_tokenizer(config: Data, tokenizer: Tokenizer, vocab_size: int):

@@ -26,7 +26,7 @@ from data.config import Data, check, missing_inputs
 from data.errors import ConfigError, DataError, UserError
 from data.files import canonical_json, locked, storage_errors, sync
 from data.mixture_config import Component, MixtureSource
-from data.objectives import check_tokenizer, encoder_of, marks_of
+from data.objectives import check_tokenizer, columns_of, encoder_of, marks_of, stored_of, texts_of
 from data.schema import to_plain
 from data.settings import load
 from data.store import Store
@@ -113,7 +113,7 @@ def prepare(config: Data, vocab_size: int | None = None) -> Prepared:
 
 def _prepare(config: Data, vocab_size: int | None) -> Stores:
     """The stores of one source."""
-    reader = sources.reader(config.source, config.cache_dir)
+    reader = sources.reader(config.source, config.cache_dir, columns_of(config.objective))
     identity = _identity(config)
     directory = Path(config.cache_dir) / "stores" / _name(config)
     prepared = _opened(directory, identity, reader.has_validation())
@@ -152,7 +152,7 @@ def _shared_tokenizer(config: Data) -> TokenizerConfig:
     readers = []
     for component in config.source.components:
         with _naming(component):
-            readers.append(sources.reader(component.source, config.cache_dir))
+            readers.append(sources.reader(component.source, config.cache_dir, columns_of(config.objective)))
     settings = [VERSION, _deciding(config.tokenizer), [reader.identity() for reader in readers]]
     name = hashlib.sha256(canonical_json(settings)).hexdigest()[:HASH_DIGITS]
     path = Path(config.cache_dir) / "tokenizers" / f"{name}.json"
@@ -162,9 +162,8 @@ def _shared_tokenizer(config: Data) -> TokenizerConfig:
                 with _naming(component):
                     reader.check()
             _say(f"the {config.tokenizer.name} tokenizer from all components of data.source")
-            made = tokenizer.build(
-                config.tokenizer, chain.from_iterable(reader.documents("train") for reader in readers)
-            )
+            documents = chain.from_iterable(reader.documents("train") for reader in readers)
+            made = tokenizer.build(config.tokenizer, texts_of(config.objective, documents))
             made.save(path.with_suffix(".incoming"))
             with storage_errors(path):
                 path.with_suffix(".incoming").replace(path)
@@ -202,6 +201,7 @@ def _deciding(settings) -> dict:
 
 def _name(config: Data) -> str:
     settings = [VERSION, to_plain(config.source), _deciding(config.tokenizer), *marks_of(config.objective)]
+    settings += [stored] if (stored := stored_of(config)) else []
     return hashlib.sha256(canonical_json(settings)).hexdigest()[:HASH_DIGITS]
 
 
@@ -246,7 +246,7 @@ def _made_tokenizer(directory: Path, config: Data, reader: sources.Reader, ident
         return tokenizer.load(path)
     started = time.monotonic()
     _say(f"the {config.tokenizer.name} tokenizer from data.source.name={config.source.name}")
-    made = tokenizer.build(config.tokenizer, reader.documents("train"))
+    made = tokenizer.build(config.tokenizer, texts_of(config.objective, reader.documents("train")))
     _say(f"a vocabulary of {made.vocab_size:,} after {time.monotonic() - started:.1f} s")
     if not isinstance(config.tokenizer, FileTokenizer | ByteTokenizer):
         with storage_errors(directory):

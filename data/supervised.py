@@ -192,8 +192,8 @@ class AnswerEncoder:
             if self.tolerance:
                 return None
             raise DataError(
-                f"{record.where}{error} Mend or remove it, or set data.source.tolerance to the share that may be passed "
-                "over."
+                f"{record.where}{error} Mend or remove it, or set data.source.tolerance to the share that may be "
+                "passed over."
             ) from error
 
 

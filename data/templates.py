@@ -165,8 +165,8 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except OSError as error:
         raise DataError(
-            f"The chat template {path} cannot be read: {error.strerror}. Check data.objective.template: it names a file, "
-            f"or is one of {', '.join(BUILT_IN)}."
+            f"The chat template {path} cannot be read: {error.strerror}. Check data.objective.template: it "
+            f"names a file, or is one of {', '.join(BUILT_IN)}."
         ) from error
     except UnicodeDecodeError as error:
         raise DataError(f"The chat template {path} is not UTF-8: {error.reason} at byte {error.start}.") from error

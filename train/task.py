@@ -154,6 +154,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "prefix_lm": causal,
     "ul2": causal,
     "fim": causal,
+    "supervised": causal,
 }
 
 
