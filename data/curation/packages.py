@@ -1,0 +1,31 @@
+"""The packages that a curation needs beside a run's, asked for before anything is written."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+
+from data.curation.config import Curation, Extract, Language
+from data.errors import ConfigError
+
+ENGINE = ("datatrove", "xxhash", "regex")  # in import names, which are also those of the packages
+STAGES = {Extract: ("trafilatura",), Language: ("py3langid",)}
+
+
+def needed(config: Curation) -> tuple[str, ...]:
+    return (*ENGINE, *(name for stage in config.stages for name in STAGES.get(type(stage), ())))
+
+
+def require(config: Curation):
+    """Raises ConfigError naming the packages that are missing and how to install them."""
+    missing = [name for name in needed(config) if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(
+            f"Curation needs {', '.join(missing)}, which this environment lacks: pip install -r "
+            "requirements-curate.txt."
+        )
+
+
+def versions(config: Curation) -> dict[str, str]:
+    """The versions of the packages on which the output of `config` depends."""
+    return {name: importlib.metadata.version(name) for name in sorted(set(needed(config)))}
