@@ -52,9 +52,10 @@ RULES = {
 
 def check(config: Data) -> list[tuple[str, str]]:
     """What no field's type can refuse, as (key below `data`, clash) pairs; empty when sound."""
-    mixture = mixture_config.check(config.source) if isinstance(config.source, MixtureSource) else []
+    source = config.source
+    problems = mixture_config.check(source) if isinstance(source, MixtureSource) else source_config.check(source)
     return refusals(config, RULES) or (
-        _below("source", mixture)
+        _below("source", problems)
         + _check_packing(config)
         + _below("tokenizer", tokenizer_config.check(config.tokenizer))
         + objective_config.check(config.objective, config.tokenizer, config.length)

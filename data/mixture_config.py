@@ -59,6 +59,11 @@ def check(source: MixtureSource) -> list[tuple[str, str]]:
             problems.append((key, f"is {name!r}, as another component's is; give each a name of its own"))
     if source.components and not any(component.weight for component in source.components):
         problems.append(("components", "all have weight 0, so that no row has a source; raise one"))
+    problems += [
+        (f"components.{index}.source.{key}", clash)
+        for index, component in enumerate(source.components)
+        for key, clash in source_config.check(component.source)
+    ]
     return problems + _check_stages(source)
 
 

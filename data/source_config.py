@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from data.schema import BELOW_ONE, one_of
+from data.schema import BELOW_ONE, Rule, one_of
 
 
 @dataclass(frozen=True)
@@ -49,15 +49,100 @@ class TfdsSource:
     tolerance: float = 0.0  # share of the examples of a part that may be empty or no text: passed over and counted
 
 
-Source = TextSource | JsonlSource | TfdsSource
+@dataclass(frozen=True)
+class ParquetSource(FileSource):
+    """Parquet files, one row a document."""
+
+    name: str = "parquet"
+    field: str = "text"  # the column that holds the text; a.b is the field b of the column a of structs
+
+
+@dataclass(frozen=True)
+class CsvSource(FileSource):
+    """CSV or TSV files, plain or compressed, one row a document."""
+
+    name: str = "csv"
+    field: str = "text"  # the column that holds the text
+    delimiter: str = ""  # one character, or tab; empty: tab in files named .tsv, a comma in others
+    quote: str = '"'  # around values that hold delimiters or line ends; empty: quotes are plain characters
+    header: tuple[str, ...] = ()  # the columns' names where files have none; empty: their first line has them
+
+
+@dataclass(frozen=True)
+class SquadSource(FileSource):
+    """SQuAD's JSON, versions 1.1 and 2.0, one question a document."""
+
+    name: str = "squad"
+    validation_fraction: float = 0.0  # of the questions; those on one paragraph would be on both sides
+
+
+@dataclass(frozen=True)
+class WarcSource(FileSource):
+    """WARC files of a crawl, plain or compressed: conversions (WET) and responses that are text, one a document."""
+
+    name: str = "warc"
+
+
+@dataclass(frozen=True)
+class ArrayRecordSource(FileSource):
+    """ArrayRecord files, one record a document."""
+
+    name: str = "array_record"
+    content: str = "text"  # what a record is: text (UTF-8), json (an object)
+    field: str = "text"  # the key that holds the text, where content is json
+
+
+@dataclass(frozen=True)
+class HuggingFaceSource:
+    """A data set of Hugging Face `datasets`: a folder, or a name on the hub."""
+
+    name: str = "huggingface"
+    dataset: str = ""  # a folder (saved by save_to_disk, or of data files), or a name on the hub
+    config: str | None = None  # the data set's configuration
+    revision: str | None = None  # of a name on the hub
+    field: str = "text"
+    train_split: str = "train"  # or a slice, train[:95%]
+    validation_split: str = "validation"  # empty: no validation
+    tolerance: float = 0.0  # share of the rows of a part that may be empty or no text: passed over and counted
+
+
+Source = (
+    TextSource
+    | JsonlSource
+    | ParquetSource
+    | CsvSource
+    | WarcSource
+    | SquadSource
+    | ArrayRecordSource
+    | TfdsSource
+    | HuggingFaceSource
+)
 
 DOCUMENTS = ("file", "paragraph", "line")
+CONTENTS = ("text", "json")
 
 RULES = {
     "document": one_of(*DOCUMENTS),
     "validation_fraction": BELOW_ONE,
     "tolerance": BELOW_ONE,
+    "content": one_of(*CONTENTS),
+    "delimiter": Rule(lambda value: value in ("", "tab") or _is_mark(value), "one character, tab or empty"),
+    "quote": Rule(lambda value: not value or _is_mark(value), "one character or empty"),
 }
+
+
+def _is_mark(value: str) -> bool:
+    return len(value) == 1 and value not in "\r\n"
+
+
+def check(source: Source) -> list[tuple[str, str]]:
+    """What no field's type can refuse, as (key below `data.source`, clash) pairs."""
+    if isinstance(source, TextSource) and source.document == "file" and source.tolerance:
+        clash = f"is {source.tolerance:g}, a share of a file's records, but document is file; take paragraph or line"
+        return [("tolerance", clash)]
+    if isinstance(source, CsvSource) and source.quote and source.quote == (source.delimiter or ","):
+        return [("quote", f"is {source.quote!r}, and so is the delimiter")]
+    return []
 
 
 def missing(source: Source) -> list[tuple[str, str]]:
@@ -65,4 +150,7 @@ def missing(source: Source) -> list[tuple[str, str]]:
     if isinstance(source, FileSource) and not source.paths:
         clash = "is empty, must name the files or globs that hold the text"
         return [("paths", f"{clash}: --config.data.source.paths=FILE,GLOB")]
+    if isinstance(source, HuggingFaceSource) and not source.dataset:
+        clash = "is empty, must be a folder or the name of a data set"
+        return [("dataset", f"{clash}: --config.data.source.dataset=FOLDER")]
     return []

@@ -28,6 +28,12 @@ PASSED_OVER = {
 READERS = {
     "text": ("data.readers.line_readers", "TextReader"),
     "jsonl": ("data.readers.line_readers", "JsonlReader"),
+    "parquet": ("data.readers.parquet", "ParquetReader"),
+    "csv": ("data.readers.csv_text", "CsvReader"),
+    "squad": ("data.readers.squad", "SquadReader"),
+    "warc": ("data.readers.warc", "WarcReader"),
+    "array_record": ("data.readers.arrayrecord", "ArrayRecords"),
+    "huggingface": ("data.readers.hugging_face", "HuggingFaceReader"),
     "tfds": ("data.readers.tfds", "TfdsReader"),
 }
 

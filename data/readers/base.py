@@ -87,22 +87,37 @@ class BaseReader:
         """Why there is no document in `split`, and what to do."""
         raise NotImplementedError
 
+    @property
+    def field(self) -> str:
+        """What holds the text."""
+        return self.config.field
+
     def asked(self) -> tuple[str, ...]:
         """The fields that are read of each record."""
-        return (self.config.field,) if self.columns is None else self.columns
+        return (self.field,) if self.columns is None else self.columns
+
+    def column(self, asked: str, names: Sequence[str], where: str, noun: str) -> str:
+        """Which of `names` holds a field: its own, or that of the column of structs it is in. Raises DataError."""
+        for name in (asked, asked.partition(".")[0]):
+            if name in names:
+                return name
+        key = " (data.source.field)" if self.columns is None else ""
+        raise DataError(f"{where} has no {noun} {asked!r}{key}; it has {', '.join(names)}.")
 
     def document(self, record: object, where: Place) -> Document | DataError:
         """What is read of a record; if it is malformed, the error that says why, for `sound` to judge."""
         try:
             if self.columns is None:
-                named = f"{self.config.field!r} (data.source.field)"
-                return text_of(pick(record, self.config.field, named), named)
+                named = f"{self.field!r} (data.source.field)"
+                return text_of(pick(record, self.field, named), named)
             return Record({name: plain(pick(record, name, repr(name)), repr(name)) for name in self.columns}, where)
         except Malformed as error:
             return DataError(f"{where}{error} {REMEDY}")
 
-    def sound(self, found: Iterable[Document | DataError], part: Part, counted: bool = True) -> Iterator[Document]:
-        """The documents among `found`, which are all records of a part.
+    def sound(
+        self, found: Iterable[Document | DataError | None], part: Part, counted: bool = True
+    ) -> Iterator[Document]:
+        """The documents among `found`, which are all records of a part; None is one that need hold no text.
 
         Malformed ones are passed over, and counted where `counted`, while they are a share of at most
         `data.source.tolerance` of the part; with a tolerance of 0 the first is raised at once. The share is judged
@@ -110,6 +125,9 @@ class BaseReader:
         """
         records, malformed, first, tolerance = 0, 0, None, self.config.tolerance
         for document in found:
+            if document is None:
+                self.counts["no_text"] += counted
+                continue
             records += 1
             if not isinstance(document, DataError):
                 yield document

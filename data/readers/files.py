@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import bz2
 import contextlib
 import glob
 import gzip
+import importlib
+import io
+import lzma
 import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
-from data.errors import DataError
+from data.errors import DataError, UserError
+from data.readers import remote
 from data.readers.fields import Place
-
-DECOMPRESSORS: dict[str, Callable[[BinaryIO], BinaryIO]] = {".gz": gzip.open}
 
 
 class File(NamedTuple):
-    path: str  # absolute
-    size: int  # bytes
+    path: str  # absolute, or a URL
+    size: int  # bytes; -1: a server does not say
     facts: list  # JSON-able; others when the content is another
+    seekable: bool  # whether it can be read from its middle
 
 
 def matching(key: str, patterns: tuple[str, ...], suffix: str) -> list[File]:
@@ -29,9 +33,7 @@ def matching(key: str, patterns: tuple[str, ...], suffix: str) -> list[File]:
     """
     found: dict[str, File] = {}
     for pattern in patterns:
-        files = _local(key, pattern, suffix)
-        if not files:
-            raise DataError(f"{pattern} in {key} matches no file, seen from {os.getcwd()}.")
+        files = _remote(key, pattern, suffix) if remote.is_remote(pattern) else _local(key, pattern, suffix)
         found.update({file.path: file for file in files})
     for file in found.values():
         if file.size == 0:
@@ -43,17 +45,45 @@ def _local(key: str, pattern: str, suffix: str) -> list[File]:
     expanded = os.path.expanduser(pattern)
     literal = os.path.exists(expanded)  # a name may hold the characters of a glob
     if literal and os.path.isdir(expanded):
-        raise DataError(f"{pattern} in {key} is a directory; write a glob such as {pattern.rstrip('/')}/**/*{suffix}.")
+        raise DataError(_directory(key, pattern, suffix))
     matches = [expanded] if literal else glob.glob(expanded, recursive=True)
+    paths = {os.path.abspath(path) for path in matches if os.path.isfile(path)}
+    if not paths:
+        raise DataError(f"{pattern} in {key} matches no file, seen from {os.getcwd()}.")
     files = []
-    for path in sorted({os.path.abspath(path) for path in matches if os.path.isfile(path)}):
+    for path in paths:
         status = os.stat(path)
-        files.append(File(path, status.st_size, [path, status.st_size, status.st_mtime_ns]))
+        files.append(File(path, status.st_size, [path, status.st_size, status.st_mtime_ns], not _compressed(path)))
     return files
 
 
-def compressed(path: str) -> bool:
-    """Whether a file can only be read from its start."""
+def _remote(key: str, pattern: str, suffix: str) -> list[File]:
+    files = []
+    for url, info in remote.infos(key, pattern).items():
+        if info["type"] == "directory":
+            raise DataError(_directory(key, pattern, suffix))
+        size = -1 if info.get("size") is None else info["size"]
+        seekable = size > 0 and info.get("partial", not url.startswith("http")) and not _compressed(url)
+        files.append(File(url, size, [url, size, remote.facts(info)], bool(seekable)))
+    if not files:
+        raise DataError(f"{pattern} in {key} matches no file there.")
+    return files
+
+
+def _directory(key: str, pattern: str, suffix: str) -> str:
+    return f"{pattern} in {key} is a directory; write a glob such as {pattern.rstrip('/')}/**/*{suffix}."
+
+
+def _zstd(file: BinaryIO) -> BinaryIO:
+    arrow = importlib.import_module("pyarrow")
+    return io.BufferedReader(arrow.CompressedInputStream(arrow.PythonFile(file, mode="r"), "zstd"))
+
+
+# By the end of a file's name. Each reads concatenated streams to the end, and fails on one that is cut.
+DECOMPRESSORS = {".gz": gzip.open, ".zst": _zstd, ".bz2": bz2.open, ".xz": lzma.open}
+
+
+def _compressed(path: str) -> bool:
     return path.endswith(tuple(DECOMPRESSORS))
 
 
@@ -61,15 +91,29 @@ def compressed(path: str) -> bool:
 def opened(path: str) -> Iterator[BinaryIO]:
     """A file's content, decompressed by its name's end; what cannot be read is a DataError that names the file."""
     try:
-        with open(path, "rb") as file, _decompressed(path, file) as content:
-            yield content
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} cannot be read: {error}. Restore it, or remove it from data.source.") from error
+        with _raw(path) as file:
+            decompress = DECOMPRESSORS.get(os.path.splitext(path)[1])
+            with decompress(file) if decompress else contextlib.nullcontext(file) as content:
+                yield content
+    except UserError:
+        raise
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise DataError(_unreadable(path, error)) from error
+    except Exception as error:
+        if not remote.is_remote(path):
+            raise
+        raise DataError(_unreadable(path, error)) from error  # of classes that each file system has of its own
 
 
-def _decompressed(path: str, file: BinaryIO) -> BinaryIO:
-    opener = DECOMPRESSORS.get(os.path.splitext(path)[1])
-    return opener(file) if opener else contextlib.nullcontext(file)
+def _raw(path: str) -> BinaryIO:
+    if not remote.is_remote(path):
+        return open(path, "rb")
+    files, inner = remote.system(path)
+    return files.open(inner, "rb")
+
+
+def _unreadable(path: str, error: Exception) -> str:
+    return f"{path} cannot be read: {error or type(error).__name__}. Restore it, or remove it from data.source."
 
 
 class Line(NamedTuple):

@@ -43,7 +43,8 @@ class IndexReader(BaseReader):
         if not self.split_name(split):
             return []
         count, size = self.size(split)
-        self._check_fields(split)
+        for asked in self.asked():
+            self.column(asked, self.features(split), self.name(), "feature")
         if count == 0:
             raise DataError(f"The split {self.split_name(split)!r} of {self.name()} is empty.")
         if self.has_validation() and (shared := self.shared()):
@@ -62,13 +63,6 @@ class IndexReader(BaseReader):
         where = f"{part.path!r} of {self.name()}"
         for number, example in enumerate(self.examples(split, part.start, part.stop), part.start):
             yield self.document(example, Place(where, "example", number))
-
-    def _check_fields(self, split: str):
-        names = self.features(split)
-        for asked in self.asked():
-            if asked not in names and asked.partition(".")[0] not in names:
-                key = " (data.source.field)" if self.columns is None else ""
-                raise DataError(f"{self.name()} has no feature {asked!r}{key}; it has {', '.join(names)}.")
 
     def none(self, split):
         return f"The split {self.split_name(split)!r} of {self.name()} holds no document."

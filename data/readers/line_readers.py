@@ -9,7 +9,7 @@ from itertools import takewhile
 from data.errors import ConfigError, DataError
 from data.readers.base import REMEDY, Part
 from data.readers.file_reader import FileReader
-from data.readers.files import Line, compressed, lines
+from data.readers.files import Line, lines
 
 
 class LineReader(FileReader):
@@ -17,7 +17,7 @@ class LineReader(FileReader):
 
     def file_parts(self, file):
         size = self.part_bytes
-        if file.size <= size or compressed(file.path):
+        if file.size <= size or not file.seekable:
             return [Part(file.path, 0, -1)]
         return [Part(file.path, start, min(start + size, file.size)) for start in range(0, file.size, size)]
 

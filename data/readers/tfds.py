@@ -12,6 +12,7 @@ from functools import cached_property
 from data.errors import DataError, UserError
 from data.files import storage_errors
 from data.readers.index_reader import BATCH, IndexReader
+from data.readers.remote import told
 from data.source_config import TfdsSource
 
 
@@ -41,7 +42,7 @@ class TfdsReader(IndexReader):
                 return tfds.builder(name, data_dir=self.directory, file_format="array_record")
         except Exception as error:  # TFDS raises many classes for a name that it cannot resolve
             raise DataError(
-                f"TFDS knows no data set {name!r} (data.source.dataset): {_first_line(error)} "
+                f"TFDS knows no data set {name!r} (data.source.dataset): {told(error)} "
                 "Check the name. One prepared elsewhere with file_format='array_record' is found below "
                 f"{self.directory}."
             ) from error
@@ -97,7 +98,7 @@ class TfdsReader(IndexReader):
             except Exception as error:  # an unknown split, a slice that does not parse, another file format
                 raise DataError(
                     f"The split {name!r} (data.source.{split}_split) of {self.name()} in {self.directory} cannot "
-                    f"be read: {_first_line(error)} Its splits are {', '.join(self.builder.info.splits)}."
+                    f"be read: {told(error)} Its splits are {', '.join(self.builder.info.splits)}."
                 ) from error
         return self._sequences[split]
 
@@ -118,7 +119,7 @@ class TfdsReader(IndexReader):
             raise
         except Exception as error:
             raise DataError(
-                f"{self.name()} cannot be prepared here: {type(error).__name__}: {_first_line(error)} "
+                f"{self.name()} cannot be prepared here: {told(error)} "
                 "Prepare it with TFDS elsewhere, with file_format='array_record', and copy it below "
                 f"{self.directory}."
             ) from error
@@ -135,8 +136,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.set_verbosity(verbosity)
-
-
-def _first_line(error: Exception) -> str:
-    line = next(iter(str(error).splitlines()), "").strip() or type(error).__name__
-    return line if line.endswith(".") else f"{line}."

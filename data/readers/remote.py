@@ -1,0 +1,101 @@
+"""Files behind a URL, through fsspec. Nothing else of `data` reads over a network, but for data sets by name."""
+
+from __future__ import annotations
+
+import importlib
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from data.errors import ConfigError, DataError, UserError
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
+CONTACT = 10.0  # seconds that the other side has to answer at all
+# What tells one version of a file from another, by the names that stores give it.
+VERSIONS = ("ETag", "etag", "md5Hash", "generation", "LastModified", "last_modified", "mtime", "modified", "created")
+
+
+def is_remote(path: str) -> bool:
+    return "://" in path
+
+
+def system(url: str) -> tuple[AbstractFileSystem, str]:
+    """The file system of a URL and the path in it; ConfigError where none is known, or its package is missing."""
+    fsspec = importlib.import_module("fsspec")
+    try:
+        return fsspec.url_to_fs(url)
+    except ImportError as error:
+        raise ConfigError(
+            f"data.source reads {url}, for which a package is missing here: {told(error)} Install it with pip, or "
+            "copy the files here and name the copies."
+        ) from error
+    except ValueError as error:
+        raise ConfigError(
+            f"data.source reads {url}, which fsspec cannot open: {told(error)} It knows s3://, gs://, https:// and "
+            "hf://, for instance; a local file is named by its path."
+        ) from error
+
+
+def infos(key: str, pattern: str) -> dict[str, dict]:
+    """What is known of each file at a URL or matching it as a glob, by URL. `key` is the setting, for errors.
+
+    Raises DataError within seconds where the other side does not answer.
+    """
+    files, path = system(pattern)
+    try:
+        found = answer(pattern, lambda: _infos(files, path))
+    except UserError:
+        raise
+    except Exception as error:  # each file system has classes of its own
+        raise DataError(
+            f"{pattern} in {key} cannot be fetched: {told(error.__cause__ or error)} Where there is no network, "
+            f"fetch it elsewhere, copy it here and name the copy in {key}."
+        ) from error
+    return {files.unstrip_protocol(name): info for name, info in found.items()}
+
+
+def _infos(files: AbstractFileSystem, path: str) -> dict[str, dict]:
+    try:
+        return {path: files.info(path)}
+    except FileNotFoundError:
+        if not any(character in path for character in "*["):
+            raise
+    return {name: info for name, info in files.glob(path, detail=True).items() if info["type"] == "file"}
+
+
+def facts(info: dict) -> dict[str, str]:
+    """What differs when the file does, JSON-able."""
+    return {name: str(info[name]) for name in VERSIONS if info.get(name) is not None}
+
+
+def answer(what: str, call: Callable[[], Any], seconds: float = CONTACT) -> Any:
+    """What `call` returns or raises; DataError if it has done neither after `seconds`."""
+    result: list = []
+
+    def run():
+        try:
+            result.append((True, call()))
+        except Exception as error:
+            result.append((False, error))
+
+    thread = threading.Thread(target=run, daemon=True)  # one that never answers keeps nobody
+    thread.start()
+    thread.join(seconds)
+    if not result:
+        raise DataError(
+            f"{what} did not answer within {seconds:g} s. Check the network; without one, fetch it elsewhere, copy it "
+            "here and name the copy in data.source."
+        )
+    succeeded, value = result[0]
+    if succeeded:
+        return value
+    raise value
+
+
+def told(error: BaseException) -> str:
+    """Class and first line of an error, as a sentence."""
+    line = next(iter(str(error).splitlines()), "").strip()
+    line = f"{type(error).__name__}: {line}" if line else type(error).__name__
+    return line if line.endswith(".") else f"{line}."
