@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data.draws import Draws, key, words
-from data.masking import Vocabulary, keys, mask, prediction_counts
+from data.masking import Vocabulary, keys, mask, prediction_counts, unslotted
 from data.objective_config import MaskedObjective
 
 CLS, SEP, MASK, PAD = 2, 3, 4, 0
@@ -164,6 +164,51 @@ def test_whole_words_of_one_token_are_as_even_as_tokens():
     found = masked(replace(BERT, whole_word=True), tokens, np.full(2000, 22), np.ones((2000, 22), bool))
     counts = np.bincount(found["masked_positions"][found["weights"] > 0], minlength=22)
     assert counts[0] == 0 and abs(counts[1:] - 2000 * 3 / 21).max() < 5 * np.sqrt(2000 * 3 / 21)
+
+
+INDEPENDENT = replace(BERT, choice="independent", rate=0.2)
+
+
+def test_independent_tokens_are_each_chosen_with_the_rate():
+    """A binomial number of them, by 5 standard deviations: mean, variance, and each place as often."""
+    tokens = np.full((4000, 42), 30, np.int32)
+    tokens[:, 0], tokens[:, 41] = CLS, SEP
+    found = masked(replace(INDEPENDENT, max_predictions=40), tokens, np.full(4000, 42))
+    numbers = found["weights"].sum(axis=1)
+    assert abs(numbers.mean() - 8) < 5 * np.sqrt(40 * 0.16 / 4000)
+    assert abs(numbers.var() - 40 * 0.16) < 5 * np.sqrt(2 * (40 * 0.16) ** 2 / 4000)
+    places = np.bincount(found["masked_positions"][found["weights"] > 0], minlength=42)
+    assert places[0] == places[41] == 0 and abs(places[1:41] - 800).max() < 5 * np.sqrt(800 * 0.8)
+
+
+def test_of_too_many_independent_tokens_any_find_a_slot():
+    """As many as there are slots, none preferred; how many find none in the mean is what `unslotted` says."""
+    tokens = np.full((6000, 30), 30, np.int32)
+    few, many = (replace(INDEPENDENT, rate=0.3, max_predictions=slots) for slots in (8, 30))
+    part, whole = (masked(objective, tokens, np.full(6000, 30)) for objective in (few, many))
+    taken, wanted = part["weights"].sum(axis=1), whole["weights"].sum(axis=1)
+    assert (taken == np.minimum(wanted, 8)).all()
+    lost = (wanted - taken).mean()
+    assert abs(lost - unslotted(few, 30)) < 5 * (wanted - taken).std() / np.sqrt(6000)
+    assert unslotted(many, 30) == unslotted(BERT, 30) == 0.0 and unslotted(replace(few, rate=1.0), 30) == 22.0
+    for row in range(200):
+        assert set(part["masked_positions"][row, : int(taken[row])]) <= set(whole["masked_positions"][row])
+    counts = np.bincount(part["masked_positions"][part["weights"] > 0], minlength=30)
+    assert abs(counts - counts.mean()).max() < 5 * np.sqrt(counts.mean())
+
+
+def test_independent_words_are_whole():
+    objective = replace(INDEPENDENT, whole_word=True, max_predictions=6)
+    tokens, lengths, begins = drawn_rows(400)
+    found, counts = masked(objective, tokens, lengths, begins), []
+    for row in range(400):
+        chosen = np.zeros(48, bool)
+        chosen[found["masked_positions"][row, found["weights"][row] > 0]] = True
+        inside = ~begins[row, 1:] & ~np.isin(tokens[row, 1:], VOCABULARY.special)
+        inside &= ~np.isin(tokens[row, :-1], VOCABULARY.special)
+        assert (chosen[1:][inside] == chosen[:-1][inside]).all()
+        counts.append(chosen.sum())
+    assert max(counts) == 6 and 0 in counts
 
 
 def test_masks_are_the_golden_ones(golden):

@@ -7,13 +7,23 @@ from data import store, tokenizer
 from data.config import Data, check
 from data.errors import ConfigError
 from data.loader import Loader, evaluation_batches
-from data.objective_config import CausalObjective, MaskedObjective
+from data.objective_config import (
+    CausalObjective,
+    FimObjective,
+    MaskedObjective,
+    PrefixObjective,
+    ReplacedTokenObjective,
+    SpanCorruptionObjective,
+    Ul2Objective,
+)
 from data.objectives import batch_spec, check_tokenizer, marks_of, objective_rows
 from data.packing import make_rows
+from data.span_lengths import Denoiser
 from data.store import Store
-from data.tokenizer_config import ByteTokenizer, FileTokenizer, WordPieceTokenizer
+from data.tokenizer_config import BpeTokenizer, ByteTokenizer, FileTokenizer, WordPieceTokenizer
 
-WORDPIECE = WordPieceTokenizer(vocab_size=300, max_characters=100)
+SPECIAL = ("<extra_id_{0..9}>", "[NLU]", "[S2S]", "[NLG]", "<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
+WORDPIECE = WordPieceTokenizer(vocab_size=300, max_characters=100, special_tokens=SPECIAL)
 MASKED = MaskedObjective(max_predictions=5)
 PAIRS = MaskedObjective(max_predictions=5, next_sentence=True, copies=2)
 OBJECTIVES = {
@@ -23,6 +33,18 @@ OBJECTIVES = {
     "pairs": PAIRS,
     "pairs of whole words": MaskedObjective(max_predictions=5, next_sentence=True, whole_word=True, copies=None),
 }
+OTHERS = {  # whose rows are drawn from packed ones, anew in every epoch
+    "replaced tokens": ReplacedTokenObjective(max_predictions=5),
+    "spans": SpanCorruptionObjective(rate=0.3, mean_span=2.0),
+    "spans of a decoder": SpanCorruptionObjective(rate=0.3, mean_span=2.0, arrangement="decoder"),
+    "spans behind a prefix": SpanCorruptionObjective(rate=0.3, mean_span=2.0, arrangement="prefix_decoder"),
+    "prefixes": PrefixObjective(),
+    "ul2": Ul2Objective(),
+    "ul2 of a decoder": Ul2Objective(arrangement="decoder"),
+    "ul2 behind a prefix": Ul2Objective(arrangement="prefix_decoder"),
+    "fim": FimObjective(segments=2),
+}
+ALL = {"causal": CausalObjective(), **OBJECTIVES, **OTHERS}
 everyone = pytest.mark.parametrize("name", OBJECTIVES)
 
 
@@ -86,13 +108,39 @@ def test_masked_rows_are_the_packed_ones(opened, made, packing):
     assert (batch["tokens"] != clean["tokens"]).any()
 
 
-@everyone
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("packing", ["concat", "unpacked", "best_fit"])
+def test_every_batch_is_what_its_objective_declares(opened, name, packing):
+    """Each key, its shape and its type; whatever is padding is 0 in all of them, and behind all that is not."""
+    config = data(ALL[name], packing)
+    spec, rows = batch_spec(config), objective_rows(config, opened, seed=0)
+    assert check(config) == []
+    for count, epochs in ((len(rows), np.zeros(len(rows), np.int64)), (len(rows) + 2, np.full(len(rows), 10**6))):
+        batch = rows.rows(range(len(rows)), count, epochs)
+        assert set(batch) == set(spec)
+        for key, (shape, dtype, axes) in spec.items():
+            assert (batch[key].shape, batch[key].dtype) == ((count, *shape), dtype)
+            assert len(axes) == 1 + len(shape) and axes[0] == "batch" and not batch[key][len(rows) :].any()
+        for segments in (key for key in spec if key.endswith("segment_ids")):
+            padding = batch[segments] == 0
+            source = segments.startswith("source")
+            beside = [key for key in spec if spec[key][2][1:] == ("length",) and key.startswith("source") == source]
+            beside = [key for key in beside if spec[key][0] == spec[segments][0]]
+            assert beside and not any(batch[key][padding].any() for key in beside)
+            assert (np.diff(padding.astype(int), axis=1) >= 0).all()  # behind all that is not
+    assert rows.rows([], 2).keys() == spec.keys() and not any(value.any() for value in rows.rows([], 2).values())
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_any_split_over_processes_gives_the_same_batch(opened, name):
-    config = data(OBJECTIVES[name])
-    loader = Loader(objective_rows(config, opened, seed=0), 8, 0, True)
+    config = data(ALL[name])
+    loader = Loader({"text": objective_rows(config, opened, seed=0)}, 8, 0, True)
     for step in (0, 3, 50, 10**9):
         whole = loader.batch(step)
-        halves = [Loader(objective_rows(config, opened, seed=0), 8, 0, True).batch(step, at, at + 4) for at in (0, 4)]
+        halves = [
+            Loader({"text": objective_rows(config, opened, seed=0)}, 8, 0, True).batch(step, at, at + 4)
+            for at in (0, 4)
+        ]
         assert same({key: np.concatenate([half[key] for half in halves]) for key in whole}, whole)
 
 
@@ -118,36 +166,49 @@ def test_epochs_take_the_copies_in_turn(opened, name):
         assert all(np.array_equal(mixed[key][at], epochs[epoch][key][at]) for key in mixed)
 
 
+@pytest.mark.parametrize("name", OTHERS)
+def test_rows_are_drawn_anew_in_every_epoch(opened, name):
+    """And alone, among others, in any order and epoch are the same: only seed, row and epoch are drawn from."""
+    rows, indices = objective_rows(data(OTHERS[name]), opened, seed=0), [1, 2, 5]
+    epochs = [rows.rows(indices, epochs=np.full(3, epoch)) for epoch in range(6)]
+    assert np.array_equal([[same(a, b) for b in epochs] for a in epochs], np.eye(6, dtype=bool))
+    assert same(rows.rows(indices), epochs[0])
+    mixed = rows.rows([5, 5, 1], 4, epochs=np.array([0, 5, 2]))
+    for at, (row, epoch) in enumerate(((2, 0), (2, 5), (0, 2))):
+        assert all(np.array_equal(mixed[key][at], epochs[epoch][key][row]) for key in mixed)
+
+
 def test_the_loader_says_which_epoch_a_row_is_of(opened):
     config = data(MaskedObjective(max_predictions=5, copies=None))
     rows = objective_rows(config, opened, seed=0)
-    loader = Loader(rows, 8, 0, shuffle=False)
+    loader = Loader({"text": rows}, 8, 0, shuffle=False)
     step = len(rows) // 8  # holds the end of epoch 0 and the start of epoch 1
     batch = loader.batch(step)
     for at in range(8):
-        epoch, row = loader.row_index(step * 8 + at)
+        _, epoch, row = loader.place(step * 8 + at)
         assert {epoch} <= {0, 1}
         assert all(np.array_equal(batch[key][at], value[0]) for key, value in rows.rows([row], 1, [epoch]).items())
 
 
-@everyone
-def test_validation_is_always_masked_alike(opened, name):
-    config = data(OBJECTIVES[name])
+@pytest.mark.parametrize("name", [*OBJECTIVES, *OTHERS])
+def test_validation_is_always_drawn_alike(opened, name):
+    config = data(ALL[name])
     rows = objective_rows(config, opened, seed=0, held_out=True)
-    first, again = (list(evaluation_batches(rows, 7)) for _ in range(2))
-    other = list(evaluation_batches(objective_rows(config, opened, seed=5, held_out=True), 7))
+    whole = 7 if len(rows) % 7 else 8  # rows of a batch, so that the last one is padded
+    first, again = (list(evaluation_batches(rows, whole)) for _ in range(2))
+    other = list(evaluation_batches(objective_rows(config, opened, seed=5, held_out=True), whole))
     assert all(map(same, first, again)) and all(map(same, first, other))
     for size in (1, 16):
         for key in ("tokens", "targets"):
             found = np.concatenate([batch[key] for batch in evaluation_batches(rows, size)])[: len(rows)]
             assert (found == np.concatenate([batch[key] for batch in first])[: len(rows)]).all()
     last = first[-1]
-    padding = np.arange(7) >= (len(rows) - 1) % 7 + 1
+    padding = np.arange(whole) >= (len(rows) - 1) % whole + 1
     assert padding.any() and not last["segment_ids"][padding].any() and not last["weights"][padding].any()
 
 
 def test_the_seed_decides(opened):
-    for objective in OBJECTIVES.values():
+    for objective in (*OBJECTIVES.values(), *OTHERS.values()):
         one, two = (objective_rows(data(objective), opened, seed=seed).rows([1, 2]) for seed in (0, 1))
         assert not same(one, two)
 
@@ -171,6 +232,8 @@ def test_objectives_ask_for_the_marks_they_read():
     assert marks_of(CausalObjective()) == marks_of(MASKED) == ()
     assert marks_of(PAIRS) == ("sentences",)
     assert marks_of(OBJECTIVES["whole words"]) == ("words",)
+    assert marks_of(ReplacedTokenObjective(whole_word=True)) == ("words",)
+    assert all(marks_of(objective) == () for objective in OTHERS.values())
     assert marks_of(OBJECTIVES["pairs of whole words"]) == ("sentences", "words")
 
 
@@ -186,6 +249,19 @@ def test_a_tokenizer_without_a_mask_is_refused(made):
         check_tokenizer(data(MASKED), made, made.vocab_size - 1)
 
 
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_tokenizer_without_the_special_tokens_is_refused(made, name):
+    """Where a file has not told it before: which are missing, and which id is beyond the model."""
+    config, plain = data(OTHERS[name]), tokenizer.byte_tokenizer()
+    check_tokenizer(config, made, made.vocab_size)
+    if name == "prefixes":
+        return check_tokenizer(config, plain, 257)
+    with pytest.raises(ConfigError, match="has no mask token" if "token" in name else "has no special tokens .*<"):
+        check_tokenizer(config, plain, 257)
+    with pytest.raises(ConfigError, match="model.vocab_size is 5, but .*(needs as many|to at least [0-9]+)"):
+        check_tokenizer(config, made, 5)
+
+
 @pytest.mark.parametrize(
     ("config", "key"),
     [
@@ -196,7 +272,31 @@ def test_a_tokenizer_without_a_mask_is_refused(made):
         (data(MaskedObjective(rate=0.0)), "objective.rate"),
         (data(MaskedObjective(copies=0)), "objective.copies"),
         (Data(tokenizer=FileTokenizer(path="vocab.txt")), "tokenizer.lowercase"),
+        (data(MaskedObjective(max_predictions=5, choice="some")), "objective.choice"),
+        (Data(tokenizer=BpeTokenizer(), objective=ReplacedTokenObjective()), "objective.name"),
+        (data(ReplacedTokenObjective(max_predictions=25)), "objective.max_predictions"),
+        (data(ReplacedTokenObjective(max_predictions=5, keep_share=0.6, random_share=0.5)), "objective.random_share"),
+        (data(SpanCorruptionObjective(rate=1.0)), "objective.rate"),
+        (data(SpanCorruptionObjective(mean_span=0.5)), "objective.mean_span"),
+        (data(SpanCorruptionObjective(sentinels="<s>")), "objective.sentinels"),
+        (data(SpanCorruptionObjective(arrangement="encoder")), "objective.arrangement"),
+        (data(SpanCorruptionObjective(), length=2), "length"),
+        (data(SpanCorruptionObjective(arrangement="decoder"), length=4), "length"),
+        (data(SpanCorruptionObjective(), length=512), "tokenizer.special_tokens"),
+        (Data(objective=SpanCorruptionObjective()), "tokenizer.special_tokens"),
+        (data(Ul2Objective(denoisers=())), "objective.denoisers"),
+        (data(Ul2Objective(denoisers=(Denoiser(rate=1.0),))), "objective.denoisers.0.rate"),
+        (data(Ul2Objective(denoisers=(Denoiser(weight=0.0),))), "objective.denoisers.0.weight"),
+        (data(Ul2Objective(denoisers=(Denoiser(mode="[R]"),))), "tokenizer.special_tokens"),
+        (data(FimObjective(segments=8)), "objective.segments"),
+        (data(FimObjective(suffix="<|fim_prefix|>")), "objective.middle"),
+        (Data(tokenizer=ByteTokenizer(), objective=FimObjective()), "tokenizer.special_tokens"),
     ],
 )
 def test_what_cannot_be_is_refused(config, key):
     assert [path for path, _ in check(config)] == [key]
+
+
+def test_a_mask_may_be_named():
+    config = Data(tokenizer=BpeTokenizer(special_tokens=("[MASK]",)), objective=MaskedObjective())
+    assert check(config) == []
