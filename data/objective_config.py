@@ -117,6 +117,25 @@ class SupervisedObjective:
     template: str = "chatml"  # of a chat: chatml, a tokenizer_config.json that holds one, or a file of Jinja
 
 
+@dataclass(frozen=True)
+class Seq2SeqObjective:
+    """Predict a target from its source, by an encoder and a decoder."""
+
+    name: str = "seq2seq"
+    source: str = "source"  # columns of a record
+    target: str = "target"
+    target_length: int = 256  # tokens of a decoder's row; data.length is the encoder's
+
+
+@dataclass(frozen=True)
+class QaObjective:
+    """Find the answer to a question in a context (Devlin et al. 2018, section 4.2)."""
+
+    name: str = "qa"
+    stride: int = 128  # tokens of context from the start of a window to that of the next
+    max_question: int = 64  # tokens of a question that are kept
+
+
 Objective = (
     CausalObjective
     | MaskedObjective
@@ -126,10 +145,14 @@ Objective = (
     | Ul2Objective
     | FimObjective
     | SupervisedObjective
+    | Seq2SeqObjective
+    | QaObjective
 )
 
 SHORTEST_PAIR = 5  # [CLS] A [SEP] B [SEP]
+SHORTEST_SIDE = 2  # of a pair: a token and its end
 FIM_SENTINELS = 3  # a rearranged segment
+QA_SPECIAL_TOKENS = 3  # [CLS] question [SEP] context [SEP]
 FORMATS = ("prompt", "chat")
 CHATML = ("<|im_start|>", "<|im_end|>")
 ARRANGEMENTS = ("encoder_decoder", "decoder", "prefix_decoder")
@@ -150,8 +173,11 @@ RULES = {
     "spm_share": SHARE,
     "segments": COUNT,
     "format": one_of(*FORMATS),
-    **dict.fromkeys(("prompt", "answer", "messages"), Rule(bool, "a column of the records")),
+    **dict.fromkeys(("prompt", "answer", "messages", "source", "target"), Rule(bool, "a column of the records")),
     "template": Rule(bool, "chatml, or a file"),
+    "target_length": COUNT,
+    "stride": COUNT,
+    "max_question": COUNT,
 }
 
 Problems = list[tuple[str, str]]  # (key below `data`, clash)
@@ -168,8 +194,8 @@ def has_prefixes(objective: Objective) -> bool:
 
 
 def reads_both_sides(objective: Objective) -> bool:
-    """Whether a token is predicted from what stands before and behind it: by an encoder."""
-    return isinstance(objective, MaskedObjective | ReplacedTokenObjective)
+    """Whether what is predicted of a token follows from what stands before and behind it: by an encoder."""
+    return isinstance(objective, MaskedObjective | ReplacedTokenObjective | QaObjective)
 
 
 def denoisers_of(objective: SpanCorruptionObjective | Ul2Objective) -> tuple[Denoiser, ...]:
@@ -285,6 +311,23 @@ def _check_supervised(objective: SupervisedObjective, tokenizer, length) -> Prob
     return _check_special(objective, tokenizer, length)
 
 
+def _check_pairs(objective: Seq2SeqObjective, tokenizer, length) -> Problems:
+    if objective.source == objective.target:
+        clash = f"is {json.dumps(objective.target)}, as data.objective.source is; name two columns"
+        return [("objective.target", clash)]
+    if length < SHORTEST_SIDE or objective.target_length < SHORTEST_SIDE:
+        clash = f"is {min(length, objective.target_length)}, too short for a token and its end"
+        return [("length" if length < SHORTEST_SIDE else "objective.target_length", clash)]
+    return []
+
+
+def _check_qa(objective: QaObjective, tokenizer, length) -> Problems:
+    if length <= objective.max_question + QA_SPECIAL_TOKENS:
+        clash = f"is {length}, which a question of {objective.max_question} tokens (data.objective.max_question) and"
+        return [("length", f"{clash} {QA_SPECIAL_TOKENS} special ones leave no room for a context in")]
+    return []
+
+
 CHECKS: dict[str, Callable[..., Problems]] = {  # (objective, tokenizer, length of a row) -> clashes
     "causal": _nothing,
     "masked": _check_masked,
@@ -294,4 +337,6 @@ CHECKS: dict[str, Callable[..., Problems]] = {  # (objective, tokenizer, length 
     "ul2": _check_denoising,
     "fim": _check_fim,
     "supervised": _check_supervised,
+    "seq2seq": _check_pairs,
+    "qa": _check_qa,
 }

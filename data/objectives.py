@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from itertools import chain
 
-from data import denoising, fim, masked_rows, prefix, replaced, special, supervised
+from data import denoising, fim, masked_rows, prefix, qa, replaced, seq2seq, special, supervised
 from data.config import Data
 from data.encoding import Encoder, TextEncoder
 from data.kinds import Kind, ObjectiveRows, Spec, sequence
@@ -52,6 +52,24 @@ OBJECTIVES: dict[str, Kind] = {
         texts=supervised.texts,
         encoder=supervised.encoder,
         check_tokenizer=special.check,
+    ),
+    "seq2seq": Kind(
+        seq2seq.spec,
+        seq2seq.rows,
+        marks=seq2seq.marks_of,
+        columns=seq2seq.columns,
+        stored=seq2seq.stored,
+        texts=seq2seq.texts,
+        encoder=seq2seq.encoder,
+    ),
+    "qa": Kind(
+        qa.spec,
+        qa.rows,
+        marks=qa.marks_of,
+        columns=qa.columns,
+        texts=qa.texts,
+        encoder=qa.encoder,
+        check_tokenizer=qa.check_tokenizer,
     ),
 }
 

@@ -44,7 +44,7 @@ class Example(NamedTuple):
     """A document of a store, without its end of text."""
 
     ids: np.ndarray  # uint32
-    answers: np.ndarray  # bool: whether each is to be predicted
+    marked: np.ndarray  # bool, of each: in Prompts and Chats, whether it is to be predicted
     text: str
 
 
@@ -52,6 +52,7 @@ class Maker(Protocol):
     """Makes an example of the fields of a record."""
 
     tokenizer: Tokenizer
+    mark: str  # the name of what an example's `marked` says
 
     def identity(self) -> dict:
         """JSON-able facts, beside the tokenizer, that change when the examples do."""
@@ -62,6 +63,8 @@ class Maker(Protocol):
 
 class Prompts:
     """Prompts with their answers."""
+
+    mark = ANSWERS
 
     def __init__(self, tokenizer: Tokenizer, prompt: str, answer: str):
         """`prompt`, `answer`: the columns."""
@@ -95,6 +98,8 @@ def join(tokenizer: Tokenizer, prompt: str, answer: str) -> tuple[np.ndarray, in
 
 class Chats:
     """Conversations under a template."""
+
+    mark = ANSWERS
 
     def __init__(self, tokenizer: Tokenizer, template: Template, column: str):
         self.tokenizer, self.template, self.column = tokenizer, template, column
@@ -163,24 +168,27 @@ def _text(value: object, column: str) -> str:
     return value
 
 
-class AnswerEncoder:
-    """Records to documents with the mark `answers`."""
-
-    marks = (ANSWERS,)
+class RecordEncoder:
+    """Records to documents with one mark."""
 
     def __init__(self, make: Maker, tolerance: float):
         """`tolerance`: 0: the first record that is refused is an error; above: such are left out and counted."""
         self.make, self.tokenizer, self.tolerance = make, make.tokenizer, tolerance
+        self.marks = (make.mark,)
 
     def identity(self):
-        facts = {"encoder": "answers 1", "tokenizer": self.tokenizer.fingerprint, "tolerance": self.tolerance > 0}
+        facts = {
+            "encoder": f"{self.make.mark} 1",
+            "tokenizer": self.tokenizer.fingerprint,
+            "tolerance": self.tolerance > 0,
+        }
         return {**facts, **self.make.identity()}
 
     def __call__(self, documents: Sequence[Record]) -> Encoded:
         found = [example for example in map(self._example, documents) if example is not None]
         return Encoded(
             [example.ids for example in found],
-            {ANSWERS: [example.answers for example in found]},
+            {self.make.mark: [example.marked for example in found]},
             sum(len(example.text.encode()) for example in found),
             len(documents) - len(found),
         )
@@ -206,7 +214,7 @@ def marks_of(objective: SupervisedObjective) -> tuple[str, ...]:
     return (ANSWERS,)
 
 
-def encoder(config: Data, tokenizer: Tokenizer) -> AnswerEncoder:
+def encoder(config: Data, tokenizer: Tokenizer) -> RecordEncoder:
     """What makes documents of the records of a source. DataError where the template cannot be read."""
     objective = config.objective
     make: Maker = Prompts(tokenizer, objective.prompt, objective.answer)
@@ -214,7 +222,7 @@ def encoder(config: Data, tokenizer: Tokenizer) -> AnswerEncoder:
         from data import templates  # Jinja is for chats alone
 
         make = Chats(tokenizer, templates.load(objective.template, tokenizer), objective.messages)
-    return AnswerEncoder(make, config.source.tolerance)
+    return RecordEncoder(make, config.source.tolerance)
 
 
 def stored(config: Data) -> dict:

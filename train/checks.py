@@ -13,7 +13,9 @@ from data import settings, tokenizer_config
 from data.errors import ConfigError
 from data.objective_config import (
     MaskedObjective,
+    QaObjective,
     ReplacedTokenObjective,
+    Seq2SeqObjective,
     arrangement_of,
     has_prefixes,
     reads_both_sides,
@@ -169,6 +171,17 @@ def _untrained(config: Config) -> tuple[tuple[bool, str, str], ...]:
             isinstance(objective, ReplacedTokenObjective),
             "data.objective.name",
             "is replaced_token, but this version trains no generator beside a discriminator; masked trains an encoder",
+        ),
+        (
+            isinstance(objective, Seq2SeqObjective),
+            "data.objective.name",
+            "is seq2seq, but this version trains no model with an encoder and a decoder; supervised trains a decoder "
+            "on the same pairs, their columns being data.objective.prompt and data.objective.answer",
+        ),
+        (
+            isinstance(objective, QaObjective),
+            "data.objective.name",
+            "is qa, but this version trains no head for answers; python -m data.prepare and data.show read its rows",
         ),
     )
 
