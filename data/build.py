@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data import errors, part_files, store, store_writer
+from data import encoding, errors, part_files, store, store_writer
 from data.build_progress import BuildProgress
 from data.build_worker import Job, part_name
 from data.encoding import Encoder, batches
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 VERSION = 1  # of what a part file holds of the same documents
 HASH_DIGITS = 16
+MANY = 8  # parts a worker
 
 
 def build(
@@ -56,13 +57,12 @@ def build(
     facts = [VERSION, reader.identity(), split, encoder.identity(), parts]
     key = hashlib.sha256(canonical_json(facts)).hexdigest()[:HASH_DIGITS]
     with _parts_folder(directory, key) as folder:
-        job = Job(folder, reader, split, encoder, parts)
         finished = _finished(folder, len(parts))
         with contextlib.closing(BuildProgress(split, len(parts), len(finished))) as progress:
             if finished:
                 progress.say(f"{split}: {len(finished)} of {len(parts)} parts are there from an earlier launch")
             try:
-                found = _in_order(job, finished, workers or usable_cpus(), progress)
+                found = _in_order(Job(folder, reader, split, encoder, parts), finished, workers, progress)
                 write_store(directory, found, encoder, about, store.SHARD_TOKENS)
             except BaseException:
                 progress.say(f"{split}: {progress.done} of {len(parts)} parts are kept; the same command goes on there")
@@ -117,11 +117,18 @@ def _finished(folder: Path, count: int) -> set[int]:
     return {index for index, sound in zip(there, whole, strict=True) if sound}
 
 
-def _in_order(job: Job, finished: set[int], workers: int, progress: BuildProgress) -> Iterator[Piece]:
-    """The pieces of all parts in order, while workers make those that are not `finished`."""
+def _in_order(job: Job, finished: set[int], workers: int | None, progress: BuildProgress) -> Iterator[Piece]:
+    """The pieces of all parts in order, while workers make those that are not `finished`.
+
+    A worker is one thread where there are many parts for each. Of few, some workers will be idle while others go on:
+    then all have as many threads as there shall be workers.
+    """
     missing = [index for index in range(len(job.parts)) if index not in finished]
-    count = min(workers, len(missing))
-    with started("data.build_worker", job, missing, count) as team:
+    workers = workers or usable_cpus()
+    many = len(missing) >= MANY * workers
+    job = job._replace(batch_characters=encoding.BATCH_CHARACTERS // (8 if many else 1))
+    count, threads = min(workers, len(missing)), 1 if many else workers
+    with started("data.build_worker", job, missing, count, threads) as team:
         for index in range(len(job.parts)):
             while index not in finished:
                 _take(team, job, finished, progress)

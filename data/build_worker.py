@@ -17,17 +17,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, NamedTuple
 
-from data.encoding import Encoder, batches
+from data.encoding import BATCH_CHARACTERS, Encoder, batches
 from data.errors import UserError
 from data.files import storage_errors
 from data.part_files import write_part
 from data.store_format import width
-from data.store_writer import Piece, piece
+from data.store_writer import Piece, pieces
 
 if TYPE_CHECKING:
     from data.sources import Part, Reader
-
-BATCH_CHARACTERS = 1 << 18  # text encoded at a time: one thread needs no more, and many workers share the memory
 
 
 class Job(NamedTuple):
@@ -38,6 +36,7 @@ class Job(NamedTuple):
     split: str
     encoder: Encoder
     parts: list[Part]
+    batch_characters: int = BATCH_CHARACTERS  # text encoded at a time
 
 
 def part_name(index: int) -> str:
@@ -47,18 +46,17 @@ def part_name(index: int) -> str:
 def encode(job: Job, index: int, tell) -> None:
     """Writes the file of one part; `tell` is called with (documents, ids, bytes of text) as they are made."""
     before = job.reader.counts.copy()
-    tokenizer = job.encoder.tokenizer
-    dtype = width(tokenizer.vocab_size)
+    dtype = width(job.encoder.tokenizer.vocab_size)
 
-    def pieces() -> Iterator[Piece]:
-        for documents in batches(job.reader.read(job.parts[index], job.split), BATCH_CHARACTERS):
-            found = piece(job.encoder(documents), tokenizer.end_of_text, dtype)
+    def told() -> Iterator[Piece]:
+        documents = job.reader.read(job.parts[index], job.split)
+        for found in pieces(job.encoder, batches(documents, job.batch_characters)):
             yield found
             tell(found.lengths.size, found.ids.size, found.text_bytes)
 
     with storage_errors(job.directory):
         path = job.directory / part_name(index)
-        write_part(path, pieces(), dtype, sorted(job.encoder.marks), lambda: dict(job.reader.counts - before))
+        write_part(path, told(), dtype, sorted(job.encoder.marks), lambda: dict(job.reader.counts - before))
 
 
 def _listen(requests: IO[bytes], wanted: queue.SimpleQueue):

@@ -17,9 +17,6 @@ import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-# A worker is one thread; the libraries below would start one for each core in each of them.
-ONE_THREAD = dict.fromkeys(("RAYON_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-
 
 def usable_cpus() -> int:
     """Cores that this process may run on."""
@@ -29,14 +26,14 @@ def usable_cpus() -> int:
 class Workers:
     """`count` processes of a module, each given the pickled job, then one task number at a time."""
 
-    def __init__(self, module: str, job: object, tasks: Iterable[int], count: int):
-        """`job` must pickle. Call `close` at the end, whatever happened."""
+    def __init__(self, module: str, job: object, tasks: Iterable[int], count: int, threads: int):
+        """`job` must pickle; `threads`: of the tokenizers library in each. Call `close` at the end, in any case."""
         self._job, self._tasks, self._lock = pickle.dumps(job), iter(tasks), threading.Lock()
         self._answers: queue.SimpleQueue[dict] = queue.SimpleQueue()
         root = str(Path(__file__).parents[1])
         paths = [root, *(os.path.abspath(path) for path in sys.path)]
-        environment = {**os.environ, **ONE_THREAD, "TOKENIZERS_PARALLELISM": "false"}
-        environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
+        environment |= {"RAYON_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": str(threads > 1).lower()}
         self._processes: list[subprocess.Popen] = []
         try:
             for _ in range(count):
@@ -95,9 +92,9 @@ class Workers:
 
 
 @contextlib.contextmanager
-def started(module: str, job: object, tasks: Iterable[int], count: int) -> Iterator[Workers]:
+def started(module: str, job: object, tasks: Iterable[int], count: int, threads: int) -> Iterator[Workers]:
     """Workers that are gone behind the block."""
-    workers = Workers(module, job, tasks, count)
+    workers = Workers(module, job, tasks, count, threads)
     try:
         yield workers
     finally:
