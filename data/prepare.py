@@ -29,8 +29,10 @@ from data.mixture_config import Component, MixtureSource
 from data.objectives import check_tokenizer, columns_of, encoder_of, marks_of, stored_of, texts_of
 from data.schema import to_plain
 from data.settings import load
-from data.store import Store
+from data.source_config import StoredSource
+from data.store import Store, Stream
 from data.store_format import VERSION
+from data.stored import open_stored
 from data.tokenizer import Tokenizer
 from data.tokenizer_config import ByteTokenizer, FileTokenizer, TokenizerConfig
 
@@ -43,8 +45,8 @@ KEPT_TOKENIZER = ".tokenizer-"  # how the file of a trained tokenizer begins whi
 class Stores:
     """What one source has become."""
 
-    train: Store
-    validation: Store | None  # None: nothing is held out
+    train: Stream
+    validation: Stream | None  # None: nothing is held out
 
 
 @dataclass(frozen=True)
@@ -55,12 +57,12 @@ class Prepared:
     tokenizer: Tokenizer
 
     @property
-    def train(self) -> Store:
+    def train(self) -> Stream:
         """The training store where there is one source."""
         return self._only.train
 
     @property
-    def validation(self) -> Store | None:
+    def validation(self) -> Stream | None:
         """The held-out store where there is one source."""
         return self._only.validation
 
@@ -112,7 +114,23 @@ def prepare(config: Data, vocab_size: int | None = None) -> Prepared:
 
 
 def _prepare(config: Data, vocab_size: int | None) -> Stores:
-    """The stores of one source."""
+    """The stores of one source, checked."""
+    if isinstance(config.source, StoredSource):
+        if vocab_size is not None and isinstance(config.tokenizer, FileTokenizer):
+            _check_tokenizer(config, vocab_size)
+        prepared = Stores(*open_stored(config, marks_of(config.objective)))
+    else:
+        prepared = _built(config, vocab_size)
+    for opened in filter(None, (prepared.train, prepared.validation)):
+        if config.verify:
+            opened.verify(every_byte=False)
+        if vocab_size is not None:
+            store.check_vocabulary(opened, vocab_size)
+    return prepared
+
+
+def _built(config: Data, vocab_size: int | None) -> Stores:
+    """The stores that a source of text has become; made here where they are missing or no longer current."""
     reader = sources.reader(config.source, config.cache_dir, columns_of(config.objective))
     identity = _identity(config)
     directory = Path(config.cache_dir) / "stores" / _name(config)
@@ -128,11 +146,6 @@ def _prepare(config: Data, vocab_size: int | None) -> Stores:
                 _build(directory, config, reader, identity)
                 prepared = _opened(directory, identity, reader.has_validation())
     _clean(directory)
-    for opened in filter(None, (prepared.train, prepared.validation)):
-        if config.verify:
-            opened.verify(every_byte=False)
-        if vocab_size is not None:
-            store.check_vocabulary(opened, vocab_size)
     return prepared
 
 
@@ -278,12 +291,13 @@ def _say(line: str):
 
 def gzip_bits_per_byte(store: Store, tokenizer: Tokenizer) -> float:
     """Bits per byte of UTF-8 text that `gzip -9` needs for the documents, each compressed by itself."""
-    compressed = 0
+    compressed = text_bytes = 0
     for index in range(store.num_documents):
         text = tokenizer.decode(store.document(index)[1:]).encode()
+        text_bytes += len(text)
         compressor = zlib.compressobj(9, zlib.DEFLATED, 16 + zlib.MAX_WBITS)  # with gzip's header and trailer
         compressed += len(compressor.compress(text)) + len(compressor.flush())
-    return 8 * compressed / store.text_bytes
+    return 8 * compressed / (store.text_bytes or text_bytes)
 
 
 def summary(prepared: Prepared) -> dict:

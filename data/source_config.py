@@ -106,6 +106,21 @@ class HuggingFaceSource:
     tolerance: float = 0.0  # share of the rows of a part that may be empty or no text: passed over and counted
 
 
+@dataclass(frozen=True)
+class StoredSource:
+    """What is tokenized already, read where it lies: a token store, or ids as other tools lay them out.
+
+    A token store brings its tokenizer, which data.tokenizer, if it is a file, must equal. Other files need one of name
+    file; its end of text is what stands between documents.
+    """
+
+    name: str = "store"
+    path: str = ""  # a directory, a file or a glob, or a URL of one
+    validation_path: str | None = None  # the same, of what is held out; None: nothing is
+    layout: str = "auto"  # auto (by the names of files), plumbline, megatron, nanogpt, llmc, numpy, datatrove
+    dtype: str | None = None  # of ids, where no file says it: uint8, uint16, uint32; None: the layout's own rule
+
+
 Source = (
     TextSource
     | JsonlSource
@@ -116,16 +131,22 @@ Source = (
     | ArrayRecordSource
     | TfdsSource
     | HuggingFaceSource
+    | StoredSource
 )
 
 DOCUMENTS = ("file", "paragraph", "line")
 CONTENTS = ("text", "json")
+LAYOUTS = ("auto", "plumbline", "megatron", "nanogpt", "llmc", "numpy", "datatrove")
+TYPED = ("plumbline", "megatron", "llmc")  # layouts whose files say of which type ids are
+DTYPES = ("uint8", "uint16", "uint32")
 
 RULES = {
     "document": one_of(*DOCUMENTS),
     "validation_fraction": BELOW_ONE,
     "tolerance": BELOW_ONE,
     "content": one_of(*CONTENTS),
+    "layout": one_of(*LAYOUTS),
+    "dtype": one_of(*DTYPES),
     "delimiter": Rule(lambda value: value in ("", "tab") or _is_mark(value), "one character, tab or empty"),
     "quote": Rule(lambda value: not value or _is_mark(value), "one character or empty"),
 }
@@ -142,6 +163,8 @@ def check(source: Source) -> list[tuple[str, str]]:
         return [("tolerance", clash)]
     if isinstance(source, CsvSource) and source.quote and source.quote == (source.delimiter or ","):
         return [("quote", f"is {source.quote!r}, and so is the delimiter")]
+    if isinstance(source, StoredSource) and source.dtype and source.layout in TYPED:
+        return [("dtype", f"is {source.dtype}, but files of data.source.layout={source.layout} say it; leave it null")]
     return []
 
 
@@ -153,4 +176,7 @@ def missing(source: Source) -> list[tuple[str, str]]:
     if isinstance(source, HuggingFaceSource) and not source.dataset:
         clash = "is empty, must be a folder or the name of a data set"
         return [("dataset", f"{clash}: --config.data.source.dataset=FOLDER")]
+    if isinstance(source, StoredSource) and not source.path:
+        clash = "is empty, must name a token store, or files of ids"
+        return [("path", f"{clash}: --config.data.source.path=DIR")]
     return []

@@ -10,8 +10,9 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator, Sequence
 
+from data.errors import ConfigError
 from data.readers.base import PART_BYTES, Document, Part, Reader, Record
-from data.source_config import Source
+from data.source_config import Source, StoredSource
 
 __all__ = ["Document", "Part", "Reader", "Record", "documents", "identity", "reader"]
 
@@ -46,6 +47,11 @@ def reader(
     `columns`: documents are Records of these fields; None: they are the text in `source.field`. `part_bytes` is about
     how much text a part holds. Raises DataError when the source is not there, ConfigError when it cannot be.
     """
+    if isinstance(source, StoredSource):
+        raise ConfigError(
+            f"data.source.name=store, {source.path!r}, holds ids and no text, which is asked for here. Name the text, "
+            "or for a mixture set data.tokenizer.name=file, so that no tokenizer is trained."
+        )
     module, name = READERS[source.name]
     return getattr(importlib.import_module(module), name)(source, cache_dir, columns, part_bytes)
 
