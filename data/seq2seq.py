@@ -27,7 +27,7 @@ from data.readers.base import Record
 from data.readers.fields import text_of
 from data.schema import to_plain
 from data.store import SHARD_TOKENS, Store
-from data.supervised import Example, RecordEncoder, check_refused
+from data.supervised import Example, RecordEncoder, check_refused, stop_of
 from data.tokenizer import Tokenizer
 
 ENDS = 1  # tokens behind a source, and behind a target
@@ -59,13 +59,13 @@ class PairRows:
       cut_sources, cut_targets, dropped: how many are longer than their side: cut, or left out with their pairs.
     """
 
-    def __init__(self, store: Store, length: int, target_length: int, drop: bool):
-        """DataError where every pair is left out."""
+    def __init__(self, store: Store, length: int, target_length: int, end: int, drop: bool):
+        """`end`: the token behind each side. DataError where every pair is left out."""
         self.store, self.length, self.target_length = store, length, target_length
-        self.start, self.end = store.end_of_text, store.tokenizer.stop
+        self.start, self.end = store.end_of_text, end
         self.spec = arrangements.spec("encoder_decoder", length, target_length)
         self.fingerprint = hashlib.sha256(
-            canonical_json([store.fingerprint, "seq2seq 1", length, target_length, drop])
+            canonical_json([store.fingerprint, "seq2seq 1", length, target_length, end, drop])
         ).hexdigest()
         targets = _marked(store)
         sources = np.diff(store.document_starts.astype(np.int64), append=store.num_tokens) - 1 - targets
@@ -133,7 +133,8 @@ def spec(config: Data) -> Spec:
 def rows(config: Data, store: Store, seed: int, held_out: bool) -> PairRows:
     """The pairs of a store. DataError where too many records were refused."""
     check_refused(config, store)
-    return PairRows(store, config.length, config.objective.target_length, config.long_documents == "drop")
+    end, drop = stop_of(config, store.tokenizer), config.long_documents == "drop"
+    return PairRows(store, config.length, config.objective.target_length, end, drop)
 
 
 def marks_of(objective: Seq2SeqObjective) -> tuple[str, ...]:

@@ -149,7 +149,7 @@ def load(spec: str, overrides: Sequence[str], schema: type, ignore_other_section
     Raises:
         ConfigError: on anything that cannot be.
     """
-    tree = _read_spec(spec)
+    tree = read_spec(spec)
     others: set[str] = set()
     if ignore_other_sections:
         others = set(tree) - set(hints(schema))
@@ -223,7 +223,7 @@ def _locate(schema: type, tree: Any, keys: list[str]) -> tuple[Any, Any, tuple[t
     return holder, hint, choices
 
 
-def _read_spec(spec: str) -> dict[str, Any]:
+def read_spec(spec: str) -> dict[str, Any]:
     """The plain tree of a recipe or a JSON file."""
     match = SPEC.fullmatch(spec)
     if match is None:

@@ -33,6 +33,7 @@ from data.readers.fields import Malformed
 from data.schema import to_plain
 from data.store import Store
 from data.tokenizer import Tokenizer
+from data.tokenizer_config import FileTokenizer
 
 if TYPE_CHECKING:
     from data.templates import Template
@@ -228,11 +229,12 @@ def encoder(config: Data, tokenizer: Tokenizer) -> RecordEncoder:
 def stored(config: Data) -> dict:
     """What decides, beside source and tokenizer, what a store holds."""
     objective = config.objective
+    stop = config.tokenizer.stop if isinstance(config.tokenizer, FileTokenizer) else None
     if objective.format != CHAT:
-        return to_plain(objective)
+        return {**to_plain(objective), "stop": stop}
     from data import templates
 
-    return {**to_plain(objective), "template": templates.read(objective.template)}
+    return {**to_plain(objective), "stop": stop, "template": templates.read(objective.template)}
 
 
 def texts(objective: SupervisedObjective, record: Record) -> Iterator[str]:
@@ -256,6 +258,12 @@ def rows(config: Data, store: Store, seed: int, held_out: bool) -> Rows:
     """The packed rows of a store, weight on answers and ends alone. DataError where too many records were refused."""
     check_refused(config, store)
     return make_rows(store, config.length, config.packing, config.long_documents, weight_mark=ANSWERS)
+
+
+def stop_of(config: Data, tokenizer: Tokenizer) -> int:
+    """The token that ends texts. Of a tokenizer from a file `data.tokenizer.stop` says it, which no store keeps."""
+    stop = config.tokenizer.stop if isinstance(config.tokenizer, FileTokenizer) else None
+    return tokenizer.end_of_text if stop is None else tokenizer.id_of(stop)
 
 
 def check_refused(config: Data, store: Store):
