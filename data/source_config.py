@@ -161,6 +161,9 @@ def check(source: Source) -> list[tuple[str, str]]:
     if isinstance(source, TextSource) and source.document == "file" and source.tolerance:
         clash = f"is {source.tolerance:g}, a share of a file's records, but document is file; take paragraph or line"
         return [("tolerance", clash)]
+    if isinstance(source, TfdsSource) and source.dataset.startswith("huggingface:"):
+        rest = source.dataset.removeprefix("huggingface:")
+        return [("dataset", f"is {source.dataset!r}; take data.source.name=huggingface and data.source.dataset={rest}")]
     if isinstance(source, CsvSource) and source.quote and source.quote == (source.delimiter or ","):
         return [("quote", f"is {source.quote!r}, and so is the delimiter")]
     if isinstance(source, StoredSource) and source.dtype and source.layout in TYPED:

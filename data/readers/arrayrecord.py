@@ -13,6 +13,7 @@ from data.readers import remote
 from data.readers.base import REMEDY, Part
 from data.readers.fields import Place
 from data.readers.file_reader import FileReader
+from data.readers.remote import told
 
 BATCH = 256  # records read at a time
 
@@ -43,6 +44,10 @@ class ArrayRecords(FileReader):
     def field(self):
         return "text" if self.config.content == "text" else self.config.field
 
+    @property
+    def named(self):
+        return "its text" if self.config.content == "text" else super().named
+
     def file_parts(self, file):
         with _opened(file.path) as records:
             count = records.num_records()
@@ -69,14 +74,16 @@ class ArrayRecords(FileReader):
 
 @contextlib.contextmanager
 def _opened(path: str) -> Iterator[ArrayRecordReader]:
-    records = ArrayRecordReader(path)
+    records = None
     try:
+        records = ArrayRecordReader(path)
         if not records.ok():
             raise ValueError("it has no ArrayRecord footer")
         yield records
     except (ValueError, IndexError, RuntimeError) as error:
         raise DataError(
-            f"{path} cannot be read as ArrayRecord: {error}. Restore it, or remove it from data.source."
+            f"{path} cannot be read as ArrayRecord: {told(error)} Restore it, or remove it from data.source."
         ) from error
     finally:
-        records.close()
+        if records is not None:
+            records.close()

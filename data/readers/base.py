@@ -92,6 +92,11 @@ class BaseReader:
         """What holds the text."""
         return self.config.field
 
+    @property
+    def named(self) -> str:
+        """The field that holds the text, for errors."""
+        return f"{self.field!r} (data.source.field)"
+
     def asked(self) -> tuple[str, ...]:
         """The fields that are read of each record."""
         return (self.field,) if self.columns is None else self.columns
@@ -108,8 +113,7 @@ class BaseReader:
         """What is read of a record; if it is malformed, the error that says why, for `sound` to judge."""
         try:
             if self.columns is None:
-                named = f"{self.field!r} (data.source.field)"
-                return text_of(pick(record, self.field, named), named)
+                return text_of(pick(record, self.field, self.named), self.named)
             return Record({name: plain(pick(record, name, repr(name)), repr(name)) for name in self.columns}, where)
         except Malformed as error:
             return DataError(f"{where}{error} {REMEDY}")

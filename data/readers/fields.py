@@ -56,8 +56,8 @@ def pick(record: object, name: str, key: str) -> object:
     for step in name.split("."):
         if not isinstance(value, Mapping) or step not in value:
             names = ", ".join(map(repr, value)) if isinstance(value, Mapping) else "none"
-            below = f" of {path!r}" if path else ""
-            raise Malformed(f" has no key {key}; its keys{below} are {names or 'none'}.")
+            keys = f"the keys of {path!r}" if path else "its keys"
+            raise Malformed(f" has no key {key}; {keys} are {names or 'none'}.")
         value, path = value[step], f"{path}.{step}" if path else step
     return value
 

@@ -113,13 +113,19 @@ def _raw(path: str) -> BinaryIO:
 
 
 def _unreadable(path: str, error: Exception) -> str:
-    return f"{path} cannot be read: {error or type(error).__name__}. Restore it, or remove it from data.source."
+    return f"{path} cannot be read: {remote.told(error)} Restore it, or remove it from data.source."
 
 
 class Line(NamedTuple):
-    where: Place
-    offset: int  # of its start, in bytes
     content: bytes  # with its line end
+    offset: int  # of its start, in bytes
+    number: int  # from 1, of those read
+    first: int  # offset of the first that was read
+    path: str
+
+    @property
+    def where(self) -> Place:
+        return Place(self.path, "line", self.number, self.first)
 
     def text(self) -> str:
         """Decoded strictly, without a byte-order mark. Raises DataError that names the byte."""
@@ -127,14 +133,18 @@ class Line(NamedTuple):
             text = self.content.decode()
         except UnicodeDecodeError as error:
             raise DataError(
-                f"{self.where.path} is not UTF-8: byte {self.offset + error.start}, in {self.where.spot()}, is "
-                f"0x{self.content[error.start]:02x}. Convert it, for instance with iconv."
+                f"{self.path} is not UTF-8: byte {self.offset + error.start}, in {self.where.spot()}, is "
+                f"0x{self.content[error.start]:02x}. Convert it, for instance with iconv -f ENCODING -t UTF-8, where "
+                "ENCODING is what it was written in: GB18030 for much Chinese text."
             ) from error
         return text if self.offset else text.removeprefix("\ufeff")
 
 
-def lines(path: str, start: int = 0) -> Iterator[Line]:
-    """The lines, each up to its line feed, that start at byte `start` or behind it. An empty file is a DataError."""
+def lines(path: str, start: int = 0, stop: int = -1) -> Iterator[Line]:
+    """The lines, each up to its line feed, that start in bytes `start` to `stop`; -1: to the end.
+
+    Raises DataError where the file is empty.
+    """
     with opened(path) as file:
         offset = start
         if start:  # a line that starts before belongs to whoever reads that
@@ -142,7 +152,9 @@ def lines(path: str, start: int = 0) -> Iterator[Line]:
             offset += len(file.readline()) - 1
         first = offset
         for number, content in enumerate(file, 1):
-            yield Line(Place(path, "line", number, first), offset, content)
+            if 0 <= stop <= offset:
+                break
+            yield Line(content, offset, number, first, path)
             offset += len(content)
         if not offset:
             raise DataError(f"{path} is empty. Remove it, or narrow the glob in data.source.")

@@ -123,13 +123,14 @@ class HuggingFaceReader(IndexReader):
         return {"train": found} if isinstance(found, datasets.Dataset) else found
 
     def _from_hub(self, datasets: ModuleType) -> dict:
-        constants = importlib.import_module("huggingface_hub.constants")
+        """What is cached, also where the hub cannot be reached; else what it sends."""
+        constants, source = importlib.import_module("huggingface_hub.constants"), self.config
         reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else _unreachable(constants.ENDPOINT)
-        if reason:  # what is cached is still there
+        before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
+        if reason:  # or each request is tried again and again
             constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
-        datasets.disable_progress_bars()
-        source = self.config
         try:
+            datasets.disable_progress_bars()
             return datasets.load_dataset(
                 source.dataset, source.config, revision=source.revision, cache_dir=self.cache_dir
             )
@@ -140,6 +141,8 @@ class HuggingFaceReader(IndexReader):
                 f"The data set {source.dataset!r} (data.source.dataset) is not in {self.cache_dir}, and cannot be "
                 f"fetched from {constants.ENDPOINT}: {reason}. {LOCAL_WAY}"
             ) from error
+        finally:
+            constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
 
 
 def _package() -> ModuleType:

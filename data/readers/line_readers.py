@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from itertools import takewhile
 
 from data.errors import ConfigError, DataError
 from data.readers.base import REMEDY, Part
@@ -20,11 +19,6 @@ class LineReader(FileReader):
         if file.size <= size or not file.seekable:
             return [Part(file.path, 0, -1)]
         return [Part(file.path, start, min(start + size, file.size)) for start in range(0, file.size, size)]
-
-
-def _lines_of(part: Part) -> Iterator[Line]:
-    found = lines(part.path, part.start)
-    return found if part.stop < 0 else takewhile(lambda line: line.offset < part.stop, found)
 
 
 class TextReader(LineReader):
@@ -49,7 +43,7 @@ class TextReader(LineReader):
 
     def records(self, part):
         if self.config.document == "line":
-            return _sound_lines(part)
+            return _single(part)
         return _paragraphs(part) if self.config.document == "paragraph" else _whole(part)
 
 
@@ -64,19 +58,15 @@ def _whole(part: Part) -> Iterator[str | DataError]:
     yield _text(list(lines(part.path)))
 
 
-def _closed(text: str | DataError) -> str | DataError:
-    return text.rstrip("\r\n") if isinstance(text, str) else text
-
-
-def _is_blank(line: Line) -> bool:
-    return not line.content.decode(errors="replace").removeprefix("\ufeff").strip()
-
-
-def _sound_lines(part: Part) -> Iterator[str | DataError]:
-    for line in _lines_of(part):
-        text = _text([line])
-        if isinstance(text, DataError) or text.strip():
-            yield _closed(text)
+def _single(part: Part) -> Iterator[str | DataError]:
+    for line in lines(*part):
+        try:
+            text = line.text()
+        except DataError as error:
+            yield error
+            continue
+        if text.strip():
+            yield text.rstrip("\r\n")
 
 
 def _paragraphs(part: Part) -> Iterator[str | DataError]:
@@ -88,13 +78,25 @@ def _paragraphs(part: Part) -> Iterator[str | DataError]:
                 gathered.append(line)
             continue
         if gathered:
-            yield _closed(_text(gathered))
+            yield _closed(gathered)
             gathered = []
         if 0 <= part.stop <= line.offset:
             return
         mine = True
     if gathered:
-        yield _closed(_text(gathered))
+        yield _closed(gathered)
+
+
+def _closed(paragraph: list[Line]) -> str | DataError:
+    text = _text(paragraph)
+    return text if isinstance(text, DataError) else text.rstrip("\r\n")
+
+
+def _is_blank(line: Line) -> bool:
+    content = line.content.lstrip()
+    if not content or 32 < content[0] < 128:  # most lines: no need to decode
+        return not content
+    return not content.decode(errors="replace").removeprefix("\ufeff").strip()
 
 
 class JsonlReader(LineReader):
@@ -103,7 +105,7 @@ class JsonlReader(LineReader):
     suffix = ".jsonl"
 
     def records(self, part):
-        for line in _lines_of(part):
+        for line in lines(*part):
             try:
                 text = line.text()
             except DataError as error:

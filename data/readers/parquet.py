@@ -13,6 +13,7 @@ from data.readers.base import REMEDY, Part
 from data.readers.fields import Place
 from data.readers.file_reader import FileReader
 from data.readers.files import opened
+from data.readers.remote import told
 
 BATCH = 1024  # rows read at a time
 
@@ -71,7 +72,7 @@ def _opened(path: str) -> Iterator[pyarrow.parquet.ParquetFile]:
                 yield table
         except pyarrow.ArrowException as error:
             raise DataError(
-                f"{path} cannot be read as Parquet: {error}. Restore it, or remove it from data.source."
+                f"{path} cannot be read as Parquet: {told(error)} Restore it, or remove it from data.source."
             ) from error
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 CONTACT = 10.0  # seconds that the other side has to answer at all
 # What tells one version of a file from another, by the names that stores give it.
 VERSIONS = ("ETag", "etag", "md5Hash", "generation", "LastModified", "last_modified", "mtime", "modified", "created")
+LOCAL_WAY = "Where there is no network, fetch it elsewhere, copy it here and name the copy in data.source."
 
 
 def is_remote(path: str) -> bool:
@@ -22,7 +23,10 @@ def is_remote(path: str) -> bool:
 
 
 def system(url: str) -> tuple[AbstractFileSystem, str]:
-    """The file system of a URL and the path in it; ConfigError where none is known, or its package is missing."""
+    """The file system of a URL and the path in it.
+
+    Raises ConfigError where none is known or its package is missing, DataError where it cannot be opened.
+    """
     fsspec = importlib.import_module("fsspec")
     try:
         return fsspec.url_to_fs(url)
@@ -36,6 +40,8 @@ def system(url: str) -> tuple[AbstractFileSystem, str]:
             f"data.source reads {url}, which fsspec cannot open: {told(error)} It knows s3://, gs://, https:// and "
             "hf://, for instance; a local file is named by its path."
         ) from error
+    except Exception as error:  # each file system has classes of its own
+        raise DataError(f"data.source reads {url}, which cannot be opened: {told(error)} {LOCAL_WAY}") from error
 
 
 def infos(key: str, pattern: str) -> dict[str, dict]:
@@ -50,8 +56,7 @@ def infos(key: str, pattern: str) -> dict[str, dict]:
         raise
     except Exception as error:  # each file system has classes of its own
         raise DataError(
-            f"{pattern} in {key} cannot be fetched: {told(error.__cause__ or error)} Where there is no network, "
-            f"fetch it elsewhere, copy it here and name the copy in {key}."
+            f"{pattern} in {key} cannot be fetched: {told(error.__cause__ or error)} {LOCAL_WAY}"
         ) from error
     return {files.unstrip_protocol(name): info for name, info in found.items()}
 
@@ -62,7 +67,8 @@ def _infos(files: AbstractFileSystem, path: str) -> dict[str, dict]:
     except FileNotFoundError:
         if not any(character in path for character in "*["):
             raise
-    return {name: info for name, info in files.glob(path, detail=True).items() if info["type"] == "file"}
+    found = {name: info for name, info in files.glob(path, detail=True).items() if info["type"] == "file"}
+    return {name: files.info(name) if info.get("size") is None else info for name, info in found.items()}
 
 
 def facts(info: dict) -> dict[str, str]:
@@ -84,10 +90,7 @@ def answer(what: str, call: Callable[[], Any], seconds: float = CONTACT) -> Any:
     thread.start()
     thread.join(seconds)
     if not result:
-        raise DataError(
-            f"{what} did not answer within {seconds:g} s. Check the network; without one, fetch it elsewhere, copy it "
-            "here and name the copy in data.source."
-        )
+        raise DataError(f"{what} did not answer within {seconds:g} s. {LOCAL_WAY}")
     succeeded, value = result[0]
     if succeeded:
         return value

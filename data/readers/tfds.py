@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import io
+import logging
 import os
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 
 from data.errors import DataError, UserError
 from data.files import storage_errors
 from data.readers.index_reader import BATCH, IndexReader
-from data.readers.remote import told
+from data.readers.remote import CONTACT, told
 from data.source_config import TfdsSource
 
 
@@ -31,7 +32,7 @@ class TfdsReader(IndexReader):
     def __getstate__(self):
         return {key: value for key, value in vars(self).items() if key not in ("builder", "_sequences")}
 
-    @cached_property
+    @functools.cached_property
     def builder(self):
         # Imported here, since it takes a third of a second that other sources need not pay.
         tfds = importlib.import_module("tensorflow_datasets")
@@ -85,7 +86,7 @@ class TfdsReader(IndexReader):
             if a.filename == b.filename
         )
 
-    @cached_property
+    @functools.cached_property
     def _sequences(self) -> dict[str, Sequence[dict]]:
         return {}
 
@@ -113,26 +114,40 @@ class TfdsReader(IndexReader):
         tfds.disable_progress_bar()
         config = tfds.download.DownloadConfig(try_download_gcs=False)
         try:
-            with storage_errors(self.directory), _quiet():
+            with storage_errors(self.directory), _quiet(), _impatient():
                 self.builder.download_and_prepare(download_config=config)
         except UserError:
             raise
         except Exception as error:
             raise DataError(
                 f"{self.name()} cannot be prepared here: {told(error)} "
-                "Prepare it with TFDS elsewhere, with file_format='array_record', and copy it below "
-                f"{self.directory}."
+                "Where there is no network, prepare it with TFDS elsewhere, with file_format='array_record', and copy "
+                f"it below {self.directory}."
             ) from error
+
+
+@contextlib.contextmanager
+def _impatient() -> Iterator[None]:
+    """Lets a download fail within seconds where no network answers; TFDS itself tries for minutes."""
+    downloader = importlib.import_module("tensorflow_datasets.core.download.downloader")
+    before = downloader.MAX_RETRIES, downloader._open_url
+    downloader.MAX_RETRIES, downloader._open_url = 1, functools.partial(before[1], timeout=CONTACT)
+    try:
+        yield
+    finally:
+        downloader.MAX_RETRIES, downloader._open_url = before
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keeps what TFDS reports of a data set that is still to be prepared off both streams."""
-    logging = importlib.import_module("absl.logging")
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
+    absl, requests = importlib.import_module("absl.logging"), logging.getLogger("urllib3")
+    before = absl.get_verbosity(), requests.level
+    absl.set_verbosity(absl.ERROR)
+    requests.setLevel(logging.ERROR)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
-        logging.set_verbosity(verbosity)
+        absl.set_verbosity(before[0])
+        requests.setLevel(before[1])

@@ -31,6 +31,7 @@ class WarcReader(FileReader):
 
     suffix = ".warc.gz"
     field = "text"
+    named = "its text"
 
     def records(self, part):
         with opened(part.path) as file:
