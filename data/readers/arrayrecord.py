@@ -74,16 +74,10 @@ class ArrayRecords(FileReader):
 
 @contextlib.contextmanager
 def _opened(path: str) -> Iterator[ArrayRecordReader]:
-    records = None
     try:
-        records = ArrayRecordReader(path)
-        if not records.ok():
-            raise ValueError("it has no ArrayRecord footer")
-        yield records
+        with contextlib.closing(ArrayRecordReader(path)) as records:  # closing one that is none raises, too
+            yield records
     except (ValueError, IndexError, RuntimeError) as error:
         raise DataError(
             f"{path} cannot be read as ArrayRecord: {told(error)} Restore it, or remove it from data.source."
         ) from error
-    finally:
-        if records is not None:
-            records.close()
