@@ -48,11 +48,19 @@ def build(
 
     Raises DataError where the documents cannot be read or a worker dies, StorageError when the disk refuses.
     """
-    directory, parts = Path(directory), reader.parts(split)
+    with encoded(Path(directory), reader, split, encoder, workers) as found:
+        write_store(directory, found, encoder, about, store.SHARD_TOKENS)
+
+
+@contextlib.contextmanager
+def encoded(
+    directory: Path, reader: Reader, split: str, encoder: Encoder, workers: int | None
+) -> Iterator[Iterator[Piece]]:
+    """The pieces of a reader's `split`, to be written to `directory` in the block, kept beside it until it ends."""
+    parts = reader.parts(split)
     if len(parts) < 2:
         with contextlib.closing(BuildProgress(split, len(parts))) as progress:
-            found = _counted(pieces(encoder, batches(reader.documents(split))), progress)
-            write_store(directory, found, encoder, about, store.SHARD_TOKENS)
+            yield _counted(pieces(encoder, batches(reader.documents(split))), progress)
         return
     facts = [VERSION, reader.identity(), split, encoder.identity(), parts]
     key = hashlib.sha256(canonical_json(facts)).hexdigest()[:HASH_DIGITS]
@@ -62,8 +70,7 @@ def build(
             if finished:
                 progress.say(f"{split}: {len(finished)} of {len(parts)} parts are there from an earlier launch")
             try:
-                found = _in_order(Job(folder, reader, split, encoder, parts), finished, workers, progress)
-                write_store(directory, found, encoder, about, store.SHARD_TOKENS)
+                yield _in_order(Job(folder, reader, split, encoder, parts), finished, workers, progress)
             except BaseException:
                 progress.say(f"{split}: {progress.done} of {len(parts)} parts are kept; the same command goes on there")
                 raise

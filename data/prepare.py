@@ -247,8 +247,7 @@ def _build(directory: Path, config: Data, reader: sources.Reader, identity: dict
             f"{split}: {header['num_documents']:,} documents, {header['num_tokens']:,} tokens, "
             f"{header['text_bytes']:,} bytes in {directory / split} after {time.monotonic() - started:.1f} s"
         )
-        for name, count in sorted(reader.counts.items()):
-            _say(f"{split}: {count:,} {sources.PASSED_OVER[name]}")
+        say_passed_over(reader, split)
 
 
 def _made_tokenizer(directory: Path, config: Data, reader: sources.Reader, identity: dict) -> Tokenizer:
@@ -283,6 +282,12 @@ def _clean(directory: Path):
         clean(directory / split)
     for stray in directory.glob(f"{KEPT_TOKENIZER}*"):
         stray.unlink(missing_ok=True)
+
+
+def say_passed_over(reader: sources.Reader, split: str):
+    """One line for each kind of what a reader has passed over."""
+    for name, count in sorted(reader.counts.items()):
+        _say(f"{split}: {count:,} {sources.PASSED_OVER[name]}")
 
 
 def _say(line: str):

@@ -8,12 +8,16 @@ A store is a directory:
     words.bin, sentences.bin   where they were asked for: a bit a token, whether it begins one (data.marks)
     tokenizer.json     what made the ids
 
+    appended-00001/    where documents were appended (data.store_append): their ids, and the offsets and marks of
+                       all documents up to them, which then count instead of those above
+
 A stored document is `<end of text> t1 ... tn`, n >= 1. Boundaries are recorded, never guessed from ids. A
 store is made in a sibling directory and renamed when it is whole, so one that is there is whole.
 """
 
 from __future__ import annotations
 
+import bisect
 import os
 from collections.abc import Iterable
 from functools import cached_property
@@ -25,7 +29,16 @@ from data import marks as mark_files
 from data import verified
 from data.encoding import TextEncoder, batches
 from data.errors import DataError
-from data.store_format import DOCUMENTS, HEADER, TOKENIZER, check_size, read_header, remedy, shard_name
+from data.store_format import (
+    DOCUMENTS,
+    HEADER,
+    TOKENIZER,
+    appended_name,
+    check_size,
+    read_header,
+    remedy,
+    shard_name,
+)
 from data.store_writer import pieces, write_store
 from data.tokenizer import Tokenizer, load
 
@@ -124,13 +137,18 @@ class Store(Stream):
         self.end_of_text: int = self.header["end_of_text"]
         self.fingerprint: str = self.header["fingerprint"]
         self.dtype = np.dtype(self.header["dtype"]).newbyteorder("<")
-        self.document_starts = self._map(DOCUMENTS, np.dtype("<u8"))
-        self._shard_tokens: int = self.header["shard_tokens"]
+        folders = ["", *(part["folder"] for part in self.header.get("appended", ()))]
+        sizes = [part["num_tokens"] for part in self.header.get("appended", ())]
+        newest, size = folders[-1], self.header["shard_tokens"]
+        self.document_starts = self._map(newest, DOCUMENTS, np.dtype("<u8"))
         # All of them now: files opened later could be those of a store that replaced this one.
-        count = -(-self.num_tokens // self._shard_tokens)
-        self._shards = [self._map(shard_name(index), self.dtype) for index in range(count)]
+        self._shards, self._starts, start = [], [], 0
+        for folder, count in zip(folders, [self.num_tokens - sum(sizes), *sizes], strict=True):
+            self._shards += [self._map(folder, shard_name(index), self.dtype) for index in range(-(-count // size))]
+            self._starts += range(start, start + count, size)
+            start += count
         self.marks: tuple[str, ...] = tuple(self.header.get("marks", ()))  # stores had none before there were any
-        self._marks = {name: self._map(mark_files.file_name(name), np.dtype("u1")) for name in self.marks}
+        self._marks = {name: self._map(newest, mark_files.file_name(name), np.dtype("u1")) for name in self.marks}
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -143,15 +161,15 @@ class Store(Stream):
 
     def tokens(self, start, stop):
         self._check(start, stop)
-        size = self._shard_tokens
-        index, offset = divmod(start, size)
-        if start < stop <= (index + 1) * size:
-            return self._shards[index][offset : offset + stop - start]
-        parts = [np.empty(0, self.dtype)]
-        while start < stop:
-            index, offset = divmod(start, size)
-            parts.append(self._shards[index][offset : offset + stop - start])
-            start += parts[-1].size
+        index = bisect.bisect_right(self._starts, start) - 1
+        offset = start - self._starts[index]
+        found = self._shards[index][offset : offset + stop - start]
+        if found.size == stop - start:
+            return found
+        parts = [found]
+        while (start := start + parts[-1].size) < stop:
+            index += 1
+            parts.append(self._shards[index][: stop - start])
         return np.concatenate(parts)
 
     def marked(self, name: str, start: int, stop: int) -> np.ndarray:
@@ -163,19 +181,25 @@ class Store(Stream):
         if found:
             raise DataError(f"{' '.join(found)} {remedy(self.directory)}")
 
-    def _map(self, name: str, dtype: np.dtype) -> np.ndarray:
+    def _map(self, folder: str, name: str, dtype: np.dtype) -> np.ndarray:
         # Slices of a plain array are several times cheaper than slices of numpy's memmap class.
-        return np.memmap(self.directory / name, dtype=dtype, mode="r").view(np.ndarray)
+        return np.memmap(self.directory / folder / name, dtype=dtype, mode="r").view(np.ndarray)
 
 
 def problems(directory: Path, header: dict, every_byte: bool = True) -> list[str]:
-    """What is wrong with the files of a store, one sentence each: changed, missing or foreign ones."""
-    files = header["files"]
-    known = {HEADER, *(name.split("/")[0] for name in files)}
-    foreign = [path for path in sorted(directory.iterdir()) if path.name not in known]
-    return [f"{path} is no part of the token store around it: move it elsewhere." for path in foreign] + (
-        verified.problems(directory, files, every_byte)
-    )
+    """What is wrong with the files of a store, one sentence each: changed, missing or foreign ones.
+
+    The folder that the next append will make is passed over: one that was killed may have left it.
+    """
+    known = {HEADER, *header["files"]}
+    known |= {os.path.dirname(name) for name in known}
+    unfinished = directory / appended_name(len(header.get("appended", ())) + 1)
+    found = [
+        f"{path} is no part of the token store around it: move it elsewhere."
+        for path in sorted(directory.rglob("*"))
+        if str(path.relative_to(directory)) not in known and unfinished not in (path, *path.parents)
+    ]
+    return found + verified.problems(directory, header["files"], every_byte)
 
 
 def check_vocabulary(store: Store, vocab_size: int):
@@ -191,3 +215,10 @@ def check_vocabulary(store: Store, vocab_size: int):
                 f"model.vocab_size is {vocab_size}. Set model.vocab_size to at least "
                 f"{store.header['vocab_size']}, or choose a smaller tokenizer."
             )
+
+
+if __name__ == "__main__":
+    from data import store_command
+    from data.cli import run_command
+
+    run_command(store_command.main)

@@ -13,6 +13,7 @@ from data.files import canonical_json
 
 FORMAT = "plumbline token store"
 VERSION = 1
+APPENDED_VERSION = 2  # of stores to which documents were appended
 WIDTHS = ("uint8", "uint16", "uint32")
 HEADER, DOCUMENTS, TOKENIZER = "header.json", "documents.bin", "tokenizer.json"
 
@@ -24,6 +25,11 @@ def width(vocab_size: int) -> str:
 
 def shard_name(index: int) -> str:
     return f"tokens-{index:05d}.bin"
+
+
+def appended_name(index: int) -> str:
+    """Of the folder that an append has added, the first one 1."""
+    return f"appended-{index:05d}"
 
 
 def fingerprint(files: dict, tokenizer_fingerprint: str) -> str:
@@ -44,7 +50,7 @@ def remedy(directory: Path) -> str:
     return f"Delete {directory} and run again to rebuild it."
 
 
-def read_header(path: Path, name: str = FORMAT, version: int = VERSION) -> dict:
+def read_header(path: Path, name: str = FORMAT, versions: tuple[int, ...] = (VERSION, APPENDED_VERSION)) -> dict:
     """What header.json says; DataError where it is missing, damaged or of another format."""
     mend = remedy(path.parent)
     try:
@@ -56,8 +62,8 @@ def read_header(path: Path, name: str = FORMAT, version: int = VERSION) -> dict:
         found = (header["format"], header["version"])
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is damaged: it is not the header of a token store ({error!r}). {mend}") from error
-    if found != (name, version):
-        raise DataError(f"{path} is a {found[0]!r} of version {found[1]!r}, expected {name!r} {version}. {mend}")
+    if found[0] != name or found[1] not in versions:
+        raise DataError(f"{path} is a {found[0]!r} of version {found[1]!r}, expected {name!r} {versions[0]}. {mend}")
     if header_bytes(header) != content:
         raise DataError(f"{path} is damaged: its content does not match its own SHA-256. {mend}")
     return header

@@ -148,16 +148,17 @@ class Shards:
 
 
 class Writer:
-    """Writes ids, borders and marks of pieces below a directory."""
+    """Writes ids, borders and marks of pieces below a directory; `before` ids stand in front of them elsewhere."""
 
-    def __init__(self, directory: Path, marks: Iterable[str], shard_tokens: int):
+    def __init__(self, directory: Path, marks: Iterable[str], shard_tokens: int, before: int = 0):
+        self.before = before
         self.shards = Shards(directory, shard_tokens)
         self.borders = HashedFile(directory / DOCUMENTS)
         self.marks = {name: Bits(HashedFile(directory / file_name(name))) for name in marks}
         self.counts = {"num_documents": 0, "text_bytes": 0, "empty_documents": 0, "max_token": 0}
 
     def write(self, part: Piece):
-        starts = np.uint64(self.shards.total) + np.cumsum(part.lengths) - part.lengths
+        starts = np.uint64(self.before + self.shards.total) + np.cumsum(part.lengths) - part.lengths
         self.borders.write(starts.astype("<u8"))
         self.shards.write(part.ids)
         for name, bits in self.marks.items():

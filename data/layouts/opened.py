@@ -178,7 +178,7 @@ class LaidOut(Stream):
     def __init__(self, directory: Path, raws: list[Raw], tokenizer: Tokenizer):
         """Raises DataError when what is kept in `directory` is damaged."""
         self.directory, self.tokenizer, self._raws = directory, tokenizer, raws
-        self.header = read_header(directory / HEADER, FORMAT, VERSION)
+        self.header = read_header(directory / HEADER, FORMAT, (VERSION,))
         for name in (DOCUMENTS, PLACES):
             check_size(directory / name, self.header["files"][name]["bytes"])
         self.num_tokens: int = self.header["num_tokens"]

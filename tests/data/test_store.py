@@ -14,6 +14,7 @@ import tokenizers
 from tokenizers import models, pre_tokenizers
 
 from data import encoding, store, store_format, store_writer, tokenizer
+from data.encoding import Encoded, TextEncoder
 from data.errors import DataError, StorageError
 from data.store import Store
 
@@ -77,7 +78,7 @@ def test_fingerprint_is_of_content_alone(tmp_path):
 
 
 def words(path: Path, size: int) -> tokenizer.Tokenizer:
-    """A tokenizer of the words w1 ... w<size - 1>, and of an end of text that its model finds in text."""
+    """A tokenizer of the words w1 ... w<size - 1>, and of an end of text."""
     library = tokenizers.Tokenizer(
         models.WordLevel({"</s>": 0, **{f"w{i}": i for i in range(1, size)}}, unk_token="w1")
     )
@@ -86,14 +87,26 @@ def words(path: Path, size: int) -> tokenizer.Tokenizer:
     return tokenizer.load(path)
 
 
+class Given(TextEncoder):
+    """Documents that are lists of ids."""
+
+    def __call__(self, documents):
+        return Encoded([np.array(ids, np.uint32) for ids in documents], {}, 0, 0)
+
+
 def test_fingerprint_is_of_borders_and_tokenizer_too(tmp_path):
     """The same ids with other borders, or made by another tokenizer, are another store."""
     small, large = words(tmp_path / "small.json", 5), words(tmp_path / "large.json", 6)
-    stores = [
-        write(tmp_path / "two", ["w1", "w2"], small),
-        write(tmp_path / "one", ["w1 </s> w2"], small),
-        write(tmp_path / "other", ["w1", "w2"], large),
-    ]
+    stores = []
+    for name, made, documents in (
+        ("two", small, [[1], [2]]),
+        ("one", small, [[1, 0, 2]]),
+        ("other", large, [[1], [2]]),
+    ):
+        store_writer.write_store(
+            tmp_path / name, store_writer.pieces(Given(made), [documents]), Given(made), {}, store.SHARD_TOKENS
+        )
+        stores.append(Store(tmp_path / name))
     assert [opened.tokens(0, 4).tolist() for opened in stores] == [[0, 1, 0, 2]] * 3
     assert [opened.num_documents for opened in stores] == [2, 1, 2]
     assert len({opened.fingerprint for opened in stores}) == 3
@@ -253,7 +266,7 @@ def test_a_foreign_file_is_named(tmp_path):
 
 def test_another_format_or_version_is_refused(tmp_path):
     written = write(tmp_path / "store")
-    for change in ({"version": 2}, {"format": "something else"}):
+    for change in ({"version": 3}, {"format": "something else"}):
         (tmp_path / "store" / "header.json").write_bytes(store_format.header_bytes({**written.header, **change}))
         with pytest.raises(DataError, match="header.json is a"):
             Store(tmp_path / "store")

@@ -105,7 +105,7 @@ def test_marks_that_are_not_there_are_asked_for(config, store, tmp_path):
         prepare(dataclasses.replace(settings, objective=MaskedObjective(max_predictions=3))).train.num_documents == 40
     )
     with pytest.raises(ConfigError, match="has no marks of words"):
-        prepare(dataclasses.replace(settings, objective=MaskedObjective(max_predictions=3, whole_word=True)))
+        prepare(dataclasses.replace(settings, objective=dataclasses.replace(masked, whole_word=True)))
 
 
 def test_what_cannot_be_read_so_is_refused(config, store, tmp_path):
