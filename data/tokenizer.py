@@ -19,10 +19,11 @@ from pathlib import Path
 import numpy as np
 import tokenizers
 
-from data import bpe, special_tokens, tokenizer_formats, unigram, wordpiece
+from data import bpe, pretokens, special_tokens, tokenizer_formats, unigram, wordpiece
 from data.cli import run_command
 from data.errors import ConfigError, DataError
 from data.files import canonical_json, storage_errors, write_durably
+from data.pretokens import Pretokens
 from data.special_tokens import END_OF_TEXT
 from data.text_sample import sample
 from data.tokenizer_config import (
@@ -82,6 +83,7 @@ class Tokenizer:
             self._content, self._tokenizer = guarded, _distrusting(guarded)
         self.fingerprint: str = hashlib.sha256(canonical_json([self._content, end_of_text_token])).hexdigest()
         self._divisible = _divisible(self._content)
+        self._pretokens = Pretokens(self._tokenizer) if _is_gpt2(self._content) else None
 
     @property
     def text_vocab_size(self) -> int:
@@ -90,7 +92,19 @@ class Tokenizer:
         return max(self.end_of_text, *(i for token, i in vocabulary.items() if token not in special)) + 1
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """One uint32 array of ids for each text, made on all cores."""
+        """One uint32 array of ids for each text."""
+        if self._pretokens is None or not pretokens.worthwhile():
+            return self._encoded(texts)
+        places = [(index, piece) for index, text in enumerate(texts) for _, piece in self._pieces(text)]
+        parts = [(index, *part) for index, piece in places for part in pretokens.stretches(piece)]
+        others = iter(self._encoded([part for _, is_plain, part in parts if not is_plain]))
+        ids: list[list[np.ndarray]] = [[] for _ in texts]
+        for index, is_plain, part in parts:
+            ids[index].append(self._pretokens.ids(part) if is_plain else next(others))
+        return [joined(found) for found in ids]
+
+    def _encoded(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """One uint32 array of ids for each text, made by the library on all cores."""
         ids: list[list[np.ndarray]] = [[] for _ in texts]
         for index, _, encoding in self._encodings(texts, self._tokenizer.encode_batch_fast):
             ids[index].append(np.array(encoding.ids, dtype=np.uint32))
@@ -208,10 +222,19 @@ def joined(parts: list[np.ndarray]) -> np.ndarray:
 def _divisible(content: dict) -> bool:
     """Whether ids are those of GPT-2's pre-tokens, or of BERT's words, none of which reaches across a BORDER."""
     normalizer, splitter = content.get("normalizer") or {}, content.get("pre_tokenizer") or {}
-    gpt2 = not normalizer and (splitter.get("type"), splitter.get("use_regex")) == ("ByteLevel", True)
     bert = (normalizer.get("type"), splitter.get("type")) == ("BertNormalizer", "BertPreTokenizer")
-    return (bert or (gpt2 and not splitter.get("add_prefix_space"))) and all(
-        entry["special"] for entry in content["added_tokens"]
+    return _is_gpt2(content) or (bert and all(entry["special"] for entry in content["added_tokens"]))
+
+
+def _is_gpt2(content: dict) -> bool:
+    """Whether the ids of a text are those of GPT-2's pre-tokens, each by itself."""
+    splitter = content.get("pre_tokenizer") or {}
+    return (
+        not content.get("normalizer")
+        and (splitter.get("type"), splitter.get("use_regex")) == ("ByteLevel", True)
+        and not splitter.get("add_prefix_space")
+        and not content["model"].get("dropout")
+        and all(entry["special"] for entry in content["added_tokens"])
     )
 
 
