@@ -149,9 +149,11 @@ def test_a_worker_that_dies_ends_the_build(workers, lines, tmp_path):
     with pytest.raises(DataError, match=r"killed by SIGKILL while it read .*/4.txt, .*Set data.workers to a smaller"):
         build(tmp_path / "store", LineReader(lines, kill="line 3 of file 4"), "train", encoder(), {}, workers)
     assert not (tmp_path / "store").exists()
+    kept = [int(path.stem) for path in tmp_path.glob(".store.parts-*/*.part")]
+    assert 4 not in kept and (kept or workers > 1)
     reads(lines)
     build(tmp_path / "store", LineReader(lines), "train", encoder(), {}, workers)
-    assert not {"0.txt", "1.txt"} & set(reads(lines))
+    assert sorted(reads(lines)) == [f"{i}.txt" for i in range(FILES) if i not in kept]
 
 
 def test_a_full_disk_is_a_storage_error(lines, tmp_path):
