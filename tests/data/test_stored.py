@@ -101,9 +101,8 @@ def test_marks_that_are_not_there_are_asked_for(config, store, tmp_path):
     ids = [i for text in TEXTS for i in (*made.encode(text), made.end_of_text)]
     np.array(ids, np.uint16).tofile(tmp_path / "train.bin")
     settings = stored(config, tmp_path / "train.bin", FileTokenizer(path=str(tmp_path / "wordpiece.json")))
-    assert (
-        prepare(dataclasses.replace(settings, objective=MaskedObjective(max_predictions=3))).train.num_documents == 40
-    )
+    masked = MaskedObjective(max_predictions=3)
+    assert prepare(dataclasses.replace(settings, objective=masked)).train.num_documents == 40
     with pytest.raises(ConfigError, match="has no marks of words"):
         prepare(dataclasses.replace(settings, objective=dataclasses.replace(masked, whole_word=True)))
 
