@@ -85,7 +85,7 @@ def _predicted(row: Row, speller: Speller, limit: int) -> list[Stretch]:
         title = f"segment {segment}: {_count(places.size)}, {int(loss.sum()):,} to predict"
         if "order" in row:
             title += f", a prefix of {int(row['order'][places[0]]) + 1:,}"
-        if speller.begins_document(ids[0]):
+        if "source_tokens" not in row and speller.begins_document(ids[0]):
             title += ", begins a document"
         found.append(_stretch(title, ids, loss, speller, limit))
         limit -= ids.size

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from data.templates import Template
 
 CHAT = "chat"
+NEUTRAL = "\u00b7"  # in no special token
 
 
 class Example(NamedTuple):
@@ -138,7 +139,7 @@ class Chats:
         special = set(self.tokenizer.special_tokens.values())
         shape = tuple((message["role"], bool(message["content"].strip())) for message in messages)
         if shape not in self._special:
-            plain = [{"role": role, "content": "x" if filled else ""} for role, filled in shape]
+            plain = [{"role": role, "content": NEUTRAL if filled else ""} for role, filled in shape]
             try:
                 text, _ = self.template.render(plain)
             except ValueError as error:
