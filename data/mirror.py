@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 
 from data.errors import DataError, UserError
 from data.files import locked, sha256_file, storage_errors, sync, write_durably
-from data.readers.remote import CONTACT, LOCAL_WAY, answer, facts, is_remote, system, told
+from data.readers.remote import LOCAL_WAY, answer, facts, is_remote, system, told
 from data.store_format import FORMAT, HEADER, header_bytes
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def local(path: str, cache_dir: str) -> str:
     folder = Path(cache_dir) / "mirrors" / hashlib.sha256(path.encode()).hexdigest()[:HASH_DIGITS]
     found = str(folder / "files" / _relative(place, place))
     try:
-        wanted = answer(path, lambda: _wanted(files, place), CONTACT)
+        wanted = answer(path, lambda: _wanted(files, place))
     except Exception as error:  # each file system has classes of its own
         if (folder / "whole").exists():
             print(f"prepare: {path} does not answer: its copy of an earlier start is read", file=sys.stderr, flush=True)

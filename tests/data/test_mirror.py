@@ -249,7 +249,7 @@ def test_a_protocol_without_its_package_is_named(tmp_path):
 
 
 def test_who_does_not_answer_is_not_waited_for(original, tmp_path, monkeypatch):
-    monkeypatch.setattr(mirror, "CONTACT", 0.2)
+    monkeypatch.setattr("data.readers.remote.CONTACT", 0.2)
     monkeypatch.setattr(sys.modules[__name__], "LATENCY", 2.0)
     began = time.monotonic()
     with pytest.raises(DataError, match="did not answer within 0.2 s. Where there is no network"):
