@@ -23,7 +23,10 @@ class File(NamedTuple):
     path: str  # absolute, or a URL
     size: int  # bytes; -1: a server does not say
     facts: list  # JSON-able; others when the content is another
-    seekable: bool  # whether it can be read from its middle
+
+    def has_middle(self) -> bool:
+        """Whether it can be read from its middle: not what is compressed, or on a server that answers no ranges."""
+        return self.size > 0 and not self.path.endswith(tuple(DECOMPRESSORS)) and remote.has_ranges(self.path)
 
 
 def matching(key: str, patterns: tuple[str, ...], suffix: str) -> list[File]:
@@ -53,7 +56,7 @@ def _local(key: str, pattern: str, suffix: str) -> list[File]:
     files = []
     for path in paths:
         status = os.stat(path)
-        files.append(File(path, status.st_size, [path, status.st_size, status.st_mtime_ns], not _compressed(path)))
+        files.append(File(path, status.st_size, [path, status.st_size, status.st_mtime_ns]))
     return files
 
 
@@ -63,8 +66,7 @@ def _remote(key: str, pattern: str, suffix: str) -> list[File]:
         if info["type"] == "directory":
             raise DataError(_directory(key, pattern, suffix))
         size = -1 if info.get("size") is None else info["size"]
-        seekable = size > 0 and info.get("partial", not url.startswith("http")) and not _compressed(url)
-        files.append(File(url, size, [url, size, remote.facts(info)], bool(seekable)))
+        files.append(File(url, size, [url, size, remote.facts(info)]))
     if not files:
         raise DataError(f"{pattern} in {key} matches no file there.")
     return files
@@ -83,15 +85,14 @@ def _zstd(file: BinaryIO) -> BinaryIO:
 DECOMPRESSORS = {".gz": gzip.open, ".zst": _zstd, ".bz2": bz2.open, ".xz": lzma.open}
 
 
-def _compressed(path: str) -> bool:
-    return path.endswith(tuple(DECOMPRESSORS))
-
-
 @contextlib.contextmanager
-def opened(path: str) -> Iterator[BinaryIO]:
-    """A file's content, decompressed by its name's end; what cannot be read is a DataError that names the file."""
+def opened(path: str, from_start: bool = True) -> Iterator[BinaryIO]:
+    """A file's content, decompressed by its name's end; what cannot be read is a DataError that names the file.
+
+    `from_start`: it is read from the start on, without a seek, which every server can answer.
+    """
     try:
-        with _raw(path) as file:
+        with remote.opened(path, from_start) if remote.is_remote(path) else open(path, "rb") as file:
             decompress = DECOMPRESSORS.get(os.path.splitext(path)[1])
             with decompress(file) if decompress else contextlib.nullcontext(file) as content:
                 yield content
@@ -103,13 +104,6 @@ def opened(path: str) -> Iterator[BinaryIO]:
         if not remote.is_remote(path):
             raise
         raise DataError(_unreadable(path, error)) from error  # of classes that each file system has of its own
-
-
-def _raw(path: str) -> BinaryIO:
-    if not remote.is_remote(path):
-        return open(path, "rb")
-    files, inner = remote.system(path)
-    return files.open(inner, "rb")
 
 
 def _unreadable(path: str, error: Exception) -> str:
@@ -145,7 +139,7 @@ def lines(path: str, start: int = 0, stop: int = -1) -> Iterator[Line]:
 
     Raises DataError where the file is empty.
     """
-    with opened(path) as file:
+    with opened(path, from_start=start == 0) as file:
         offset = start
         if start:  # a line that starts before belongs to whoever reads that
             file.seek(start - 1)

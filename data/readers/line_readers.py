@@ -16,7 +16,7 @@ class LineReader(FileReader):
 
     def file_parts(self, file):
         size = self.part_bytes
-        if file.size <= size or not file.seekable:
+        if file.size <= size or not file.has_middle():
             return [Part(file.path, 0, -1)]
         return [Part(file.path, start, min(start + size, file.size)) for start in range(0, file.size, size)]
 

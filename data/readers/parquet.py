@@ -66,7 +66,7 @@ def _size(group, columns: list[str]) -> int:
 
 @contextlib.contextmanager
 def _opened(path: str) -> Iterator[pyarrow.parquet.ParquetFile]:
-    with opened(path) as file:
+    with opened(path, from_start=False) as file:
         try:
             with pyarrow.parquet.ParquetFile(file, page_checksum_verification=True) as table:
                 yield table

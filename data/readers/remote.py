@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -13,8 +14,20 @@ if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
 CONTACT = 10.0  # seconds that the other side has to answer at all
+BUFFER = 1 << 20  # bytes
 # What tells one version of a file from another, by the names that stores give it.
-VERSIONS = ("ETag", "etag", "md5Hash", "generation", "LastModified", "last_modified", "mtime", "modified", "created")
+VERSIONS = (
+    "ETag",
+    "etag",
+    "md5Hash",
+    "generation",
+    "LastModified",
+    "Last-Modified",
+    "last_modified",
+    "mtime",
+    "modified",
+    "created",
+)
 LOCAL_WAY = "Where there is no network, fetch it elsewhere, copy it here and name the copy in data.source."
 
 
@@ -61,6 +74,34 @@ def infos(key: str, pattern: str) -> dict[str, dict]:
     return {files.unstrip_protocol(name): info for name, info in found.items()}
 
 
+def opened(url: str, from_start: bool) -> io.BufferedReader:
+    """A file behind a URL; over HTTP one that is read `from_start` needs no answer to ranges."""
+    files, path = system(url)
+    options = {"block_size": 0} if from_start and _is_http(url) else {}
+    return io.BufferedReader(files.open(path, "rb", **options), BUFFER)
+
+
+def has_ranges(path: str) -> bool:
+    """Whether a file can be read from its middle; some HTTP servers send it from the start whatever is asked."""
+    if not _is_http(path):
+        return True
+    files, inner = system(path)
+
+    def probe() -> bool:
+        with files.open(inner, "rb", block_size=1) as file:
+            file.seek(1)
+            return len(file.read(1)) == 1
+
+    try:
+        return answer(path, probe)
+    except Exception:  # if it is more than that, it shows when the file is read
+        return False
+
+
+def _is_http(path: str) -> bool:
+    return path.startswith(("http://", "https://"))
+
+
 def _infos(files: AbstractFileSystem, path: str) -> dict[str, dict]:
     try:
         return {path: files.info(path)}
@@ -76,8 +117,8 @@ def facts(info: dict) -> dict[str, str]:
     return {name: str(info[name]) for name in VERSIONS if info.get(name) is not None}
 
 
-def answer(what: str, call: Callable[[], Any], seconds: float = CONTACT) -> Any:
-    """What `call` returns or raises; DataError if it has done neither after `seconds`."""
+def answer(what: str, call: Callable[[], Any]) -> Any:
+    """What `call` returns or raises; DataError if it has done neither after CONTACT."""
     result: list = []
 
     def run():
@@ -88,9 +129,9 @@ def answer(what: str, call: Callable[[], Any], seconds: float = CONTACT) -> Any:
 
     thread = threading.Thread(target=run, daemon=True)  # one that never answers keeps nobody
     thread.start()
-    thread.join(seconds)
+    thread.join(CONTACT)
     if not result:
-        raise DataError(f"{what} did not answer within {seconds:g} s. {LOCAL_WAY}")
+        raise DataError(f"{what} did not answer within {CONTACT:g} s. {LOCAL_WAY}")
     succeeded, value = result[0]
     if succeeded:
         return value
