@@ -10,7 +10,6 @@ from data.readers.base import REMEDY
 from data.readers.fields import Place
 from data.readers.file_reader import FileReader
 from data.readers.files import lines
-from data.readers.remote import told
 
 csv.field_size_limit(2**31 - 1)  # a document may be longer than the 128 KB that the module allows
 
@@ -65,7 +64,8 @@ class CsvReader(FileReader):
                         f"{where} opens a quote that no later line closes. Mend it, or set data.source.quote to "
                         "nothing where quotes are plain characters."
                     ) from error
-                yield where, DataError(f"{where} is not valid CSV: {told(error)} {REMEDY}")
+                what = str(error).partition(" - ")[0]  # behind it stands advice for programmers
+                yield where, DataError(f"{where} is not valid CSV: {what}. {REMEDY}")
                 continue
             if row or texts.bad:
                 yield where, texts.bad or row

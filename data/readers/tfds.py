@@ -65,9 +65,11 @@ class TfdsReader(IndexReader):
         }
 
     def size(self, split):
-        count = len(self._examples(split))
-        info = self.builder.info.splits[self.split_name(split)]
-        return count, info.num_bytes * count // max(info.num_examples, 1)
+        self._prepare()
+        with self._readable(split) as name:
+            count = self.builder.info.splits[name].num_examples
+        splits = self.builder.info.splits.values()  # a slice does not know its own bytes
+        return count, count * sum(s.num_bytes for s in splits) // max(sum(s.num_examples for s in splits), 1)
 
     def features(self, split):
         return list(self.builder.info.features)
@@ -92,16 +94,21 @@ class TfdsReader(IndexReader):
 
     def _examples(self, split: str) -> Sequence[dict]:
         if split not in self._sequences:
-            self._prepare()
-            name = self.split_name(split)
-            try:
+            with self._readable(split) as name:
                 self._sequences[split] = self.builder.as_data_source(name)
-            except Exception as error:  # an unknown split, a slice that does not parse, another file format
-                raise DataError(
-                    f"The split {name!r} (data.source.{split}_split) of {self.name()} in {self.directory} cannot "
-                    f"be read: {told(error)} Its splits are {', '.join(self.builder.info.splits)}."
-                ) from error
         return self._sequences[split]
+
+    @contextlib.contextmanager
+    def _readable(self, split: str) -> Iterator[str]:
+        """Gives the name of a split; what TFDS raises of it becomes a DataError."""
+        name = self.split_name(split)
+        try:
+            yield name
+        except Exception as error:  # an unknown split, a slice that does not parse, another file format
+            raise DataError(
+                f"The split {name!r} (data.source.{split}_split) of {self.name()} in {self.directory} cannot be read: "
+                f"{told(error)} Its splits are {', '.join(self.builder.info.splits)}."
+            ) from error
 
     def _is_prepared(self) -> bool:
         with _quiet():

@@ -69,6 +69,10 @@ BAD = {
     ),
     "an open quote": (lambda d: written(d, "csv", b'text\na\n"b\nc\n'), r"line 3 opens a quote .*data\.source\.quote"),
     "text behind a quote": (lambda d: written(d, "csv", b'text\n"a"b\n'), r"line 2 is not valid CSV"),
+    "a lone carriage return": (
+        lambda d: written(d, "csv", b"text\na\rb\n"),
+        r"line 2 is not valid CSV: [^?]*field\. Mend",
+    ),
     "not UTF-8 in CSV": (lambda d: written(d, "csv", b'text\n"a\n\xff"\n'), r"byte 8, in line 3, is 0xff"),
     "a header that is not UTF-8": (lambda d: written(d, "csv", b"te\xfft\na\n"), r"byte 2, in line 1, is 0xff"),
     "a wrong column in CSV": (
