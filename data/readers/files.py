@@ -45,7 +45,7 @@ def matching(key: str, patterns: tuple[str, ...], suffix: str) -> list[File]:
 
 
 def _local(key: str, pattern: str, suffix: str) -> list[File]:
-    expanded = os.path.expanduser(pattern)
+    expanded = os.path.expanduser(pattern.removeprefix("file://"))
     literal = os.path.exists(expanded)  # a name may hold the characters of a glob
     if literal and os.path.isdir(expanded):
         raise DataError(_directory(key, pattern, suffix))

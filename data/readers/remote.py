@@ -32,7 +32,7 @@ LOCAL_WAY = "Where there is no network, fetch it elsewhere, copy it here and nam
 
 
 def is_remote(path: str) -> bool:
-    return "://" in path
+    return "://" in path and not path.startswith("file://")
 
 
 def system(url: str) -> tuple[AbstractFileSystem, str]:

@@ -166,4 +166,4 @@ def test_files_open_no_socket(name, tmp_path, monkeypatch):
     WRITERS[name](tmp_path / "a.file", TEXTS)
     monkeypatch.setattr(socket, "socket", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    assert train(source(name, tmp_path / "*.file")) == TEXTS
+    assert train(source(name, tmp_path / "*.file")) == train(source(name, f"file://{tmp_path}/a.file")) == TEXTS
