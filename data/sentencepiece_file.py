@@ -29,6 +29,9 @@ SPACE = "\u2581"  # how a space is written inside pieces
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 UNIGRAM, BPE = 1, 2
 KINDS = {3: "words", 4: "characters"}
+WORDS, LINES = f"{SPACE}+", "\n+"  # what a part of a text begins with, and ends with
+BORDERS = {WORDS: rf"[^\s{SPACE}](?= )", LINES: r"\n(?=[^\n])"}
+TO_SPACE = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
 BONUS = 0.1  # below the best that a text can have otherwise, as sentencepiece puts user-defined pieces
 
 
@@ -208,7 +211,22 @@ def _splits(model: Model) -> list[pre_tokenizers.PreTokenizer]:
         names = special_tokens.cut(model.texts(UNKNOWN, CONTROL, UNUSED, BYTE), texts)
         splits.append(pre_tokenizers.Split(Regex(names), "merged_with_previous"))
     if SPACE in texts and all(pair == 2 * SPACE or pair[1] != SPACE for pair in pairs):
-        splits.append(pre_tokenizers.Split(Regex(f"{SPACE}+"), "merged_with_next"))
+        splits.append(pre_tokenizers.Split(Regex(WORDS), "merged_with_next"))
     if (model.byte_fallback or "\n" in texts) and all(pair == "\n\n" or pair[0] != "\n" for pair in pairs):
-        splits.append(pre_tokenizers.Split(Regex("\n+"), "merged_with_previous"))
+        splits.append(pre_tokenizers.Split(Regex(LINES), "merged_with_previous"))
     return splits
+
+
+def border(content: dict) -> re.Pattern | None:
+    """Behind what a text can be cut so that its parts have its ids; None where there is nothing of the kind.
+
+    Before spaces or behind line ends, as `content` made here has it: where nothing is put before a text, and what
+    is done to a character does not depend on those beyond.
+    """
+    steps = (content.get("normalizer") or {}).get("normalizers") or []
+    parts = (content.get("pre_tokenizer") or {}).get("pretokenizers") or []
+    if not steps or any(step["type"] != "NFKC" and step != TO_SPACE for step in steps):
+        return None
+    patterns = {part["pattern"].get("Regex") for part in parts if part["type"] == "Split"}
+    found = [BORDERS[pattern] for pattern in (WORDS, LINES) if pattern in patterns]
+    return re.compile("|".join(found)) if found else None

@@ -12,14 +12,16 @@ import hashlib
 import json
 import os
 import re
+from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import tokenizers
 
-from data import bpe, pretokens, special_tokens, tokenizer_formats, unigram, wordpiece
+from data import bpe, pretokens, sentencepiece_file, special_tokens, tokenizer_formats, unigram, wordpiece
 from data.cli import run_command
 from data.errors import ConfigError, DataError
 from data.files import canonical_json, storage_errors, write_durably
@@ -38,7 +40,7 @@ from data.tokenizer_config import (
 
 PIECE = 1 << 16  # characters; longer texts are encoded in parts where that changes no id
 GROUP = 1 << 21  # characters encoded at a time
-BORDER = re.compile(r"\S(?=\n)")  # no pre-token of GPT-2 holds text and then space
+BORDER = re.compile(r"\S(?=\n)")  # no pre-token of GPT-2, and no word of BERT, holds text and then space
 END_OF_TEXT_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "<|eos|>")
 CLS_NAMES, SEP_NAMES = (wordpiece.CLS, "<s>"), (wordpiece.SEP, "</s>")  # BERT's and RoBERTa's
 MASK_NAMES, PAD_NAMES = (wordpiece.MASK, "<mask>"), (wordpiece.PAD, "<pad>")
@@ -82,7 +84,7 @@ class Tokenizer:
         if guarded is not self._content:
             self._content, self._tokenizer = guarded, _distrusting(guarded)
         self.fingerprint: str = hashlib.sha256(canonical_json([self._content, end_of_text_token])).hexdigest()
-        self._divisible = _divisible(self._content)
+        self._border = _border(self._content)
         self._pretokens = Pretokens(self._tokenizer) if _is_gpt2(self._content) else None
 
     @property
@@ -107,7 +109,7 @@ class Tokenizer:
         """One uint32 array of ids for each text, made by the library on all cores."""
         ids: list[list[np.ndarray]] = [[] for _ in texts]
         for index, _, encoding in self._encodings(texts, self._tokenizer.encode_batch_fast):
-            ids[index].append(np.array(encoding.ids, dtype=np.uint32))
+            ids[index].append(_ids(encoding))
         return [joined(parts) for parts in ids]
 
     def encode_batch_with_offsets(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -115,8 +117,8 @@ class Tokenizer:
         ids: list[list[np.ndarray]] = [[] for _ in texts]
         offsets: list[list[np.ndarray]] = [[] for _ in texts]
         for index, start, encoding in self._encodings(texts, self._tokenizer.encode_batch):
-            ids[index].append(np.array(encoding.ids, dtype=np.uint32))
-            offsets[index].append(np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2) + start)
+            ids[index].append(_ids(encoding))
+            offsets[index].append(_offsets(encoding) + start)
         return [(joined(parts), joined(places)) for parts, places in zip(ids, offsets, strict=True)]
 
     def _encodings(self, texts: Sequence[str], encode: Callable) -> Iterator[tuple[int, int, tokenizers.Encoding]]:
@@ -138,8 +140,7 @@ class Tokenizer:
         characters of the text each id is from and up to. Never for text that others wrote.
         """
         encoding = self._trusting.encode(text, add_special_tokens=False)
-        offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
-        return np.array(encoding.ids, dtype=np.uint32), offsets
+        return _ids(encoding), _offsets(encoding)
 
     @cached_property
     def _trusting(self) -> tokenizers.Tokenizer:
@@ -199,8 +200,8 @@ class Tokenizer:
     def _pieces(self, text: str) -> Iterator[tuple[int, str]]:
         """(start, part) for parts of `text` whose ids in order are its own: for all cores, in bounded memory."""
         start = 0
-        while self._divisible and len(text) - start > 2 * PIECE:
-            border = BORDER.search(text, start + PIECE)
+        while self._border and len(text) - start > 2 * PIECE:
+            border = self._border.search(text, start + PIECE)
             if border is None:
                 break
             yield start, text[start : border.end()]
@@ -215,15 +216,28 @@ def _distrusting(content: dict) -> tokenizers.Tokenizer:
     return made
 
 
+def _ids(encoding: tokenizers.Encoding) -> np.ndarray:
+    """uint32 [ids]; by way of an array, which numpy's own reading of a list takes three times as long as."""
+    return np.frombuffer(array("I", encoding.ids), np.uint32)
+
+
+def _offsets(encoding: tokenizers.Encoding) -> np.ndarray:
+    """int64 [ids, 2]."""
+    flat = chain.from_iterable(encoding.offsets)
+    return np.fromiter(flat, np.int64, 2 * len(encoding)).reshape(-1, 2)
+
+
 def joined(parts: list[np.ndarray]) -> np.ndarray:
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def _divisible(content: dict) -> bool:
-    """Whether ids are those of GPT-2's pre-tokens, or of BERT's words, none of which reaches across a BORDER."""
+def _border(content: dict) -> re.Pattern | None:
+    """Behind what a text can be cut so that the ids of its parts in order are its own; None where nothing is known."""
+    if not all(entry["special"] for entry in content["added_tokens"]):
+        return None
     normalizer, splitter = content.get("normalizer") or {}, content.get("pre_tokenizer") or {}
     bert = (normalizer.get("type"), splitter.get("type")) == ("BertNormalizer", "BertPreTokenizer")
-    return _is_gpt2(content) or (bert and all(entry["special"] for entry in content["added_tokens"]))
+    return BORDER if bert or _is_gpt2(content) else sentencepiece_file.border(content)
 
 
 def _is_gpt2(content: dict) -> bool:

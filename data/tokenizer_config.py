@@ -41,7 +41,7 @@ class UnigramTokenizer:
     byte_fallback: bool = True  # characters that are no piece become their bytes; false: <unk>, and are lost
     normalization: str = "none"  # none (text comes back as it is), nfkc
     special_tokens: tuple[str, ...] = ()  # more of them, from id 2; <x_{0..99}> is a hundred
-    sample_bytes: int | None = 100_000_000  # as of bpe; the trainer holds all its text, at 30 bytes a character
+    sample_bytes: int | None = 50_000_000  # as of bpe; the trainer holds it all, at 25 bytes a character
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ def train(documents: Iterable[str], config: UnigramTokenizer) -> dict:
 def train_model(documents: Iterable[str], config: UnigramTokenizer) -> bytes:
     """The SentencePiece model that `train` converts: of text that is in its normal form already.
 
-    The same bytes on every training. All sentences are held in memory, about 30 bytes a character.
+    The same bytes on every training. All sentences are held in memory, about 25 bytes a character.
     """
     import sentencepiece  # here, because only training needs it
 
