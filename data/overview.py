@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 
 from data.best_fit import BLOCK, best_fit, pieces
-from data.config import Data
 from data.kinds import ObjectiveRows
 from data.packing import PACKINGS, Rows
 from data.row_view import occupied, predictions
@@ -26,6 +25,7 @@ class Source(NamedTuple):
     bytes_per_token: float | None  # of UTF-8; None where nobody knows the bytes
     rows: int  # an epoch
     share: float  # of the rows of the stream, from its first row
+    epochs: float  # that the steps before the first one shown have read
     max_epochs: float | None
     padding: float  # share of the positions, on SAMPLED_ROWS
     predicted: float  # share of the tokens that carry loss, on the same rows
@@ -35,7 +35,7 @@ class Source(NamedTuple):
 
 
 def source_of(
-    name: str, config: Data, stream: Stream, rows: ObjectiveRows, share: float, max_epochs: float | None
+    name: str, stream: Stream, rows: ObjectiveRows, share: float, epochs: float, max_epochs: float | None
 ) -> Source:
     """The numbers of a source."""
     count = min(SAMPLED_ROWS, len(rows))
@@ -50,6 +50,7 @@ def source_of(
         None if size is None else size / stream.num_tokens,
         len(rows),
         share,
+        epochs,
         max_epochs,
         padding / (tokens + padding),
         predictions(sampled) / tokens,

@@ -117,8 +117,8 @@ def gather(recipe: str, config: Data, train: Train, step: int, count: int, limit
         step,
         notes,
         [
-            overview.source_of(name, config, prepared.sources[name].train, rows[name], *facts)
-            for name, facts in zip(rows, _shares(config), strict=True)
+            overview.source_of(name, prepared.sources[name].train, rows[name], share, read / len(rows[name]), most)
+            for (name, read), (share, most) in zip(loader.consumed(step).items(), _shares(config), strict=True)
         ],
         views,
     )
@@ -180,12 +180,14 @@ def layout(shown: Shown) -> str:
 
 
 def _table(sources: Sequence[Source]) -> list[str]:
-    heads = ("source", "documents", "tokens", "bytes/token", "rows", "share", "padding", "predicted")
+    heads = ("source", "documents", "tokens", "bytes/token", "rows", "share", "epochs", "padding", "predicted")
     lines = [heads]
     for source in sources:
         size = "unknown" if source.bytes_per_token is None else f"{source.bytes_per_token:.3f}"
-        shares = (f"{share:.2%}" for share in (source.share, source.padding, source.predicted))
-        lines.append((source.name, f"{source.documents:,}", f"{source.tokens:,}", size, f"{source.rows:,}", *shares))
+        most = "" if source.max_epochs is None else f" of {source.max_epochs:g}"
+        counts = (f"{source.documents:,}", f"{source.tokens:,}", size, f"{source.rows:,}", f"{source.share:.2%}")
+        shares = (f"{share:.2%}" for share in (source.padding, source.predicted))
+        lines.append((source.name, *counts, f"{source.epochs:.2f}{most}", *shares))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return [
         "  ".join(value.rjust(width) if place else value.ljust(width) for place, (value, width) in enumerate(pairs))

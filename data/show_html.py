@@ -65,7 +65,7 @@ LEGEND = (
 
 def _table(sources: Sequence[Source]) -> str:
     counts = ("documents", "tokens", "bytes a token", "rows an epoch")
-    lines = [("source", *counts, "share", "epochs at most", "padding", "predicted")]
+    lines = [("source", *counts, "share", "epochs read", "epochs at most", "padding", "predicted")]
     for source in sources:
         size = "unknown" if source.bytes_per_token is None else f"{source.bytes_per_token:.3f}"
         most = "no limit" if source.max_epochs is None else f"{source.max_epochs:g}"
@@ -73,7 +73,7 @@ def _table(sources: Sequence[Source]) -> str:
             (
                 escape(source.name),
                 *(f"{count:,}" for count in (source.documents, source.tokens)),
-                *(size, f"{source.rows:,}", f"{source.share:.2%}", most),
+                *(size, f"{source.rows:,}", f"{source.share:.2%}", f"{source.epochs:.2f}", most),
                 *(f"{share:.2%}" for share in (source.padding, source.predicted)),
             )
         )

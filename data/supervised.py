@@ -31,6 +31,7 @@ from data.packing import DTYPES, Rows, make_rows
 from data.readers.base import Record
 from data.readers.fields import Malformed
 from data.schema import to_plain
+from data.source_config import StoredSource
 from data.store import Store
 from data.tokenizer import Tokenizer
 from data.tokenizer_config import FileTokenizer
@@ -271,7 +272,10 @@ def check_refused(config: Data, store: Store):
     """DataError where more records were left out of a store than `data.source.tolerance` allows."""
     source = config.source
     parts = [part.source for part in source.components] if isinstance(source, MixtureSource) else [source]
-    refused, tolerance = store.header["empty_documents"], max(part.tolerance for part in parts)
+    tolerances = [part.tolerance for part in parts if not isinstance(part, StoredSource)]
+    if not tolerances:  # whoever made the stores has judged them
+        return
+    refused, tolerance = store.header.get("empty_documents", 0), max(tolerances)
     whole = refused + store.num_documents
     if refused > tolerance * whole:
         raise DataError(

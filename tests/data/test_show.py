@@ -185,6 +185,8 @@ def test_a_mixture_is_shown_with_its_shares_and_stages(mixed):
         *(("most", 0.75, None), ("rare", 0.25, 7.0)),
     ]
     assert {row.source for row in found.rows} == {"most", "rare"} and not found.notes
+    later = shown(path, step=2, count=1).sources
+    assert sum(source.epochs * source.rows for source in later) == pytest.approx(2 * 4)
     assert {row.source for row in shown(path, step=2, count=2).rows} == {"rare"}
     assert "Shares of the rows" in html(found)
     with pytest.raises(ConfigError, match="--step is 99, but the mixture ends after"):
