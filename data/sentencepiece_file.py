@@ -50,13 +50,16 @@ class Model:
         return [text for text, _, kind in self.pieces if kind in kinds]
 
 
-def content(data: bytes, path: str | Path, nfkc: bool = False) -> dict:
+def content(data: bytes, path: str | Path) -> dict:
     """A parsed tokenizer.json that gives the ids of the model in `data`, which was found at `path`.
 
-    `nfkc`: text is put into that form first. Raises DataError where `data` is no SentencePiece model, or one of
-    words or characters.
+    Raises DataError where `data` is no SentencePiece model, or one of words or characters.
     """
-    model = read(data, path)
+    return converted(read(data, path))
+
+
+def converted(model: Model, nfkc: bool = False) -> dict:
+    """A parsed tokenizer.json that gives the ids of `model`; with `nfkc`, of text that is put into that form."""
     tokenizer = tokenizers.Tokenizer(_unigram(model) if model.kind == UNIGRAM else _bpe(model))
     tokenizer.normalizer = _normalizer(model, nfkc)
     splits = _splits(model)

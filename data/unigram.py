@@ -7,6 +7,7 @@ back as a space. Without byte fallback characters that are no piece are lost, an
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import re
 from collections.abc import Iterable, Iterator
@@ -21,13 +22,16 @@ from data.tokenizer_config import UnigramTokenizer, expanded
 
 LONGEST = 4096  # characters of a sentence; what is longer is cut at a space where there is one
 BORDERS = re.compile("[\n\u2585]+")  # sentencepiece ends sentences at the first, and drops those with the second
+GRID = 1024  # scores are whole parts of it, so that sums are exact, and what is equally likely is so in any order
 WHITE = "\t\n\r"  # pieces in any case: a tab ends words for the trainer, and no sentence holds a line feed
 
 
 def train(documents: Iterable[str], config: UnigramTokenizer) -> dict:
     """<unk>, the end of text, special tokens, 256 bytes with byte fallback, and pieces by their frequency."""
-    model = train_model(documents, config)
-    return sentencepiece_file.content(model, "trained here", nfkc=config.normalization == "nfkc")
+    model = sentencepiece_file.read(train_model(documents, config), "trained here")
+    pieces = [(text, round(score * GRID) / GRID, kind) for text, score, kind in model.pieces]
+    model = dataclasses.replace(model, pieces=pieces)
+    return sentencepiece_file.converted(model, nfkc=config.normalization == "nfkc")
 
 
 def train_model(documents: Iterable[str], config: UnigramTokenizer) -> bytes:
