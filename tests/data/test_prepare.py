@@ -1,19 +1,24 @@
 """Prepared once, current or rebuilt, by one process at a time; the command says what there is."""
 
+import dataclasses
 import gzip
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from data import tokenizer
+from data.build import build
 from data.config import Data
 from data.errors import ConfigError, DataError, StorageError
 from data.objective_config import MaskedObjective
 from data.prepare import gzip_bits_per_byte, prepare, summary
+from data.schema import to_plain
 from data.source_config import JsonlSource, TextSource, TfdsSource
 from data.store import Store
 from data.tokenizer_config import BpeTokenizer, ByteTokenizer, FileTokenizer, WordPieceTokenizer
@@ -154,7 +159,8 @@ def test_any_tokenizer(corpus, tmp_path):
 
 def test_processes_at_once_build_it_once(corpus):
     script = (
-        "import sys; from data.config import Data; from data.source_config import *; from data.tokenizer_config import *; from data.prepare import prepare\n"
+        "import sys; from data.config import Data; from data.prepare import prepare\n"
+        "from data.source_config import TextSource; from data.tokenizer_config import BpeTokenizer\n"
         "source = TextSource(paths=(sys.argv[1],), document='paragraph')\n"
         "tokenizer = BpeTokenizer(vocab_size=300)\n"
         "print(prepare(Data(source=source, tokenizer=tokenizer, cache_dir=sys.argv[2])).train.fingerprint)\n"
@@ -284,3 +290,67 @@ def test_command_ends_with_a_paragraph_and_its_code(override, code, pattern, cor
 def test_preparing_starts_no_accelerator():
     script = "import sys, data.prepare; assert not {'jax', 'tensorflow', 'torch'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
+
+
+def many_files(directory: Path) -> Data:
+    """A recipe of eight files, of a second's work together."""
+    for number in range(8):
+        lines = [f"Line {line} of file {number}: {line * 7919 % 1000} words of text." for line in range(4000)]
+        (directory / f"{number}.txt").write_text("\n".join(lines))
+    source = TextSource(paths=(f"{directory}/*.txt",), document="line", validation_fraction=0)
+    return Data(source=source, tokenizer=BpeTokenizer(vocab_size=400), cache_dir=str(directory / "cache"), workers=2)
+
+
+@pytest.mark.parametrize("parts", [0, 1, 5])
+def test_killed_it_goes_on_without_reading_finished_files_again(parts, tmp_path):
+    """Files whose parts are whole are made unreadable, with the size and time of change that they had."""
+    config = many_files(tmp_path)
+    expected = prepare(dataclasses.replace(config, cache_dir=str(tmp_path / "other"))).train
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"data": to_plain(config)}))
+    command = [sys.executable, "-m", "data.prepare", "--config", str(path)]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, start_new_session=True)
+    assert b"the bpe tokenizer" in process.stderr.readline()
+    assert b"a vocabulary of" in process.stderr.readline()
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if parts == 0 or len(list(tmp_path.rglob("*.part"))) >= parts:
+            break
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not list((tmp_path / "cache").rglob("train/header.json"))
+    finished = {int(part.stem) for part in tmp_path.rglob("*.part")}
+    assert len(finished) >= parts
+    for number in finished - {0}:  # of the first one a document is looked at, whether it is text
+        file = tmp_path / f"{number}.txt"
+        status = file.stat()
+        file.write_bytes(b"\xff" * status.st_size)
+        os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    if finished:
+        assert "vocabulary" not in result.stderr
+        assert f"{len(finished)} of 8 parts are there from an earlier launch" in result.stderr
+    made = Store(json.loads(result.stdout)["train"]["path"])
+    assert made.fingerprint == expected.fingerprint and made.header["files"] == expected.header["files"]
+    assert [path.name for path in made.directory.parent.iterdir()] == ["train"]
+
+
+def test_killed_behind_a_split_it_goes_on_with_the_next(corpus, capsys, monkeypatch):
+    def killed(directory, reader, split, *others):
+        if split == "validation":
+            raise KeyboardInterrupt
+        build(directory, reader, split, *others)
+
+    monkeypatch.setattr("data.prepare.build", killed)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(config(corpus))
+    monkeypatch.undo()
+    kept = files(corpus.parent)
+    capsys.readouterr()
+    prepared = prepare(config(corpus))
+    said = capsys.readouterr().err
+    assert "vocabulary" not in said and "train:" not in said and "validation:" in said
+    assert all(facts == kept[path] for path, facts in files(prepared.train.directory).items())
+    assert sorted(path.name for path in prepared.train.directory.parent.iterdir()) == ["train", "validation"]
