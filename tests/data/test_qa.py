@@ -86,6 +86,13 @@ def test_every_answer_is_given_back(made):
             assert question.context[offsets[first, 0] : offsets[last, 1]] == answer.text
 
 
+def test_the_space_before_a_word_is_no_part_of_an_answer():
+    made = tokenizer.train_bpe(["the cat sat on the mat"] * 3, 300)
+    ids, offsets = qa.encode_context(made, "the cat  sat")
+    assert made.decode(ids[1:2]) == " cat" and offsets[1].tolist() == [4, 7]
+    assert offsets[-1].tolist() == [9, 12]
+
+
 def test_an_answer_inside_a_token_is_given_by_the_fewest_tokens_that_hold_it(made):
     _, store, _ = made
     ids, offsets = qa.encode_context(store.tokenizer, "a ☃☃☃ b")  # a word of unknown characters is one token
@@ -185,9 +192,10 @@ def test_the_window_of_most_context_is_that_of_the_published_script():
 
 
 def test_a_question_without_an_answer_points_at_the_first_token(tmp_path):
-    config = data(tmp_path, squad([(CONTEXT, "Who?")], impossible=True))
-    rows = objective_rows(config, prepare(config).train, seed=0).rows([0])
-    assert rows["start_positions"].tolist() == rows["end_positions"].tolist() == [0]
+    asked = [(CONTEXT, "Who?"), (CONTEXT, "Who?", ("Zoë", 0))]  # to the second one there is a plausible answer
+    config = data(tmp_path, squad(asked, impossible=True))
+    rows = objective_rows(config, prepare(config).train, seed=0).rows([0, 1])
+    assert rows["start_positions"].tolist() == rows["end_positions"].tolist() == [0, 0]
 
 
 def test_answers_of_hugging_face_are_read_too():

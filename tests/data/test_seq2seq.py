@@ -11,6 +11,7 @@ from data.errors import DataError
 from data.objective_config import Seq2SeqObjective
 from data.objectives import batch_spec, objective_rows
 from data.prepare import prepare
+from data.seq2seq import PairRows
 from data.source_config import JsonlSource
 from data.tokenizer_config import ByteTokenizer, FileTokenizer
 
@@ -93,6 +94,8 @@ def test_a_pair_that_cannot_be_is_refused_where_it_stands(tmp_path, pair, fault)
 def test_lengths_decide_the_fingerprint_and_not_the_store(tmp_path):
     one, other = rows_of(data(tmp_path)), rows_of(data(tmp_path, length=13))
     assert one.store.directory == other.store.directory and one.fingerprint != other.fingerprint
+    settings = [(12, 8, 256, False), (12, 9, 256, False), (12, 8, 255, False), (12, 8, 256, True)]
+    assert len({PairRows(one.store, *setting).fingerprint for setting in settings}) == 4
 
 
 def test_settings_that_cannot_be_are_refused(tmp_path):

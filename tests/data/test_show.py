@@ -48,13 +48,13 @@ def shown(path, *overrides, step=0, count=4, limit=1024) -> show.Shown:
 
 
 def test_the_rows_are_those_that_the_steps_read(recipe):
-    path = recipe(train={"batch_size": 4, "seed": 3, "steps": 9})
+    path = recipe({"objective": {"name": "prefix_lm"}}, {"batch_size": 4, "seed": 3, "steps": 9})
     config, train = show.read(path, ())
     assert (train.batch_size, train.seed) == (4, 3)
     store = prepare(config).train
     loader = Loader({"text": objective_rows(config, store, 3)}, 4, 3, config.shuffle)
     speller = Speller(store.tokenizer)
-    for step in (0, 5):
+    for step in (0, 5, 15):  # the last in the second epoch, which draws other prefixes
         batch = loader.batch(step)
         found = shown(path, step=step).rows
         for place, row in enumerate(found):

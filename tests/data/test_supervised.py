@@ -174,6 +174,12 @@ def test_a_tokenizer_with_an_end_of_its_own_puts_it_behind_the_answer(tmp_path):
     assert made.ids.tolist() == [49, 50, loaded.stop] and made.marked.tolist() == [False, True, True]
 
 
+def test_a_token_of_a_chat_is_an_answers_where_it_holds_a_character_of_it():
+    offsets = np.array([[0, 2], [2, 2], [2, 4], [4, 4], [4, 7], [7, 7], [7, 8]])
+    assert np.flatnonzero(supervised.covered(offsets, [(2, 4)])).tolist() == [1, 2]
+    assert np.flatnonzero(supervised.covered(offsets, [(3, 5), (7, 8)])).tolist() == [2, 3, 4, 5, 6]
+
+
 def test_messages_behind_the_last_answer_are_left_out(bpe):
     template = Template("", CHATML, {})
     make = Chats(bpe, template, "messages")
