@@ -63,7 +63,8 @@ def test_the_token_of_an_answer_that_the_store_puts_in_front_is_not_written_twic
         "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
         # Only of answers, so that each is as it was asked for until the next one is.
         "{% for m in messages %}<|im_start|>{{ m.role }}\n"
-        "{{ m.content if loop.last or m.role == 'user' else m.content[:1] }}<|im_end|>{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+        "{{ m.content if loop.last or m.role == 'user' else m.content[:1] }}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
         # The prompt for an answer is not how the answer begins.
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n<think>{% endif %}",
