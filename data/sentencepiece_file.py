@@ -55,7 +55,11 @@ def content(data: bytes, path: str | Path) -> dict:
 
     Raises DataError where `data` is no SentencePiece model, or one of words or characters.
     """
-    return converted(read(data, path))
+    model = read(data, path)
+    try:
+        return converted(model)
+    except Exception as error:  # the library raises Exception itself
+        raise _damaged(path, error) from error
 
 
 def converted(model: Model, nfkc: bool = False) -> dict:
@@ -90,7 +94,7 @@ def read(data: bytes, path: str | Path) -> Model:
         if not isinstance(charsmap, bytes):
             raise ValueError("its table of characters is a number")
     except (ValueError, TypeError) as error:
-        raise DataError(f"The tokenizer {path} is no SentencePiece model: {error}. Get another copy of it.") from error
+        raise _damaged(path, error) from error
     model = Model(
         pieces=pieces,
         kind=trainer.get(3, UNIGRAM),
@@ -108,6 +112,10 @@ def read(data: bytes, path: str | Path) -> Model:
         if holds:
             raise DataError(f"The SentencePiece model {path} cannot be read: {reason}. Choose another tokenizer.")
     return model
+
+
+def _damaged(path: str | Path, error: Exception) -> DataError:
+    return DataError(f"The tokenizer {path} is no SentencePiece model: {error}. Get another copy of it.")
 
 
 def _piece(data: bytes) -> tuple[str, float, int]:
@@ -211,7 +219,7 @@ def _splits(model: Model) -> list[pre_tokenizers.PreTokenizer]:
     if defined and model.kind == BPE:
         splits.append(pre_tokenizers.Split(Regex("|".join(map(re.escape, defined))), "isolated"))
         # What stands between two of them is a piece where it spells one, also one that no text is to become.
-        names = special_tokens.cut(model.texts(UNKNOWN, CONTROL, UNUSED, BYTE), texts)
+        names = special_tokens.cut([t for t in model.texts(UNKNOWN, CONTROL, UNUSED, BYTE) if len(t) > 1], texts)
         splits.append(pre_tokenizers.Split(Regex(names), "merged_with_previous"))
     if SPACE in texts and all(pair == 2 * SPACE or pair[1] != SPACE for pair in pairs):
         splits.append(pre_tokenizers.Split(Regex(WORDS), "merged_with_next"))

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 
 import tokenizers
 
+from data.errors import DataError
+
 END_OF_TEXT = "<|endoftext|>"
 CUTTING = {"behavior": "MergedWithPrevious", "invert": False}
 FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
@@ -49,7 +51,8 @@ def guarded(content: dict, tokenizer: tokenizers.Tokenizer) -> dict:
     """A tokenizer.json in which no text becomes a special token, or one of the bytes of what is no piece, by its name.
 
     A unigram model looks for every piece of its vocabulary, these among them; so their names are cut where text has
-    them. `tokenizer` is made of `content`, and takes what spells a special token for text.
+    them. `tokenizer` is made of `content`, and takes what spells a special token for text. DataError where such a
+    name is a single character, which cannot be cut.
     """
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     names = {entry["content"] for entry in content["added_tokens"] if entry["special"]}
@@ -58,6 +61,12 @@ def guarded(content: dict, tokenizer: tokenizers.Tokenizer) -> dict:
     reached = {name for name in names if _reaches(tokenizer, name, vocabulary[name])}
     if not reached:
         return content
+    whole = min(reached, key=len)
+    if len(whole) == 1:
+        raise DataError(
+            f"The tokenizer has a special token {whole!r}, a character that text may hold, so that text could become "
+            'it. Say "special": false of it in its added_tokens, or choose another token to begin documents.'
+        )
     before = content.get("pre_tokenizer")
     parts = before["pretokenizers"] if before and before["type"] == "Sequence" else [before] if before else []
     split = {"type": "Split", "pattern": {"Regex": cut(reached, vocabulary.keys() - names)}, **CUTTING}
@@ -73,15 +82,17 @@ def _reaches(tokenizer: tokenizers.Tokenizer, name: str, index: int) -> bool:
 def cut(names: Iterable[str], pieces: Iterable[str]) -> str:
     """A regular expression that matches the beginning of each of `names`, behind which text is to be cut.
 
-    That is between two characters that stand side by side in none of `pieces`, if there are such: then the cut
-    changes no id of any text.
+    That is between two characters that stand side by side in none of `pieces`, and of which one is a piece, if
+    there are such: then the cut changes no id of any text. Two that are none would be unknown as one.
     """
+    pieces = set(pieces)
     pairs = {text[place : place + 2] for text in pieces for place in range(len(text) - 1)}
     spelt = {tuple(BYTE_NAME) if BYTE.fullmatch(name) else tuple(name) for name in names}
     ends: dict[str, list[str]] = {}
     for classes in sorted(spelt):
-        free = (place for place in range(1, len(classes)) if not _met(classes[place - 1], classes[place], pairs))
-        place = next(free, 1)
+        sides = ((classes[place - 1], classes[place]) for place in range(1, len(classes)))
+        costs = [(_met(*side, pairs), not pieces & {*side[0], *side[1]}) for side in sides]
+        place = 1 + costs.index(min(costs))
         start, rest = (("".join(map(_regex, part))) for part in (classes[:place], classes[place:]))
         ends.setdefault(start, []).append(rest)
     return "|".join(f"{start}(?={'|'.join(rest)})" for start, rest in ends.items())
