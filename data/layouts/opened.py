@@ -198,8 +198,9 @@ class LaidOut(Stream):
         self._check(start, stop)
         if start == stop:
             return np.empty(0, self.dtype)
-        first = int(np.searchsorted(self.document_starts, start, "right")) - 1
-        last = int(np.searchsorted(self.document_starts, stop, "left"))
+        # In the array's own type: for a Python integer all of it would be made into another.
+        first = int(self.document_starts.searchsorted(np.uint64(start), "right")) - 1
+        last = int(self.document_starts.searchsorted(np.uint64(stop), "left"))
         borders = self.document_starts[first:last].astype(np.int64)
         places = self._places[first:last].astype(np.int64)
         if last == first + 1 and start > borders[0]:

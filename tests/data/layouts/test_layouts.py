@@ -272,11 +272,26 @@ BAD = {
         "x.idx",
         "no index of Megatron",
     ),
-    "floats in Megatron": (lambda d: retyped(d / "x", 6), "x", "ids of type 6"),
+    "floats in Megatron": (lambda d: rewritten(d / "x", 17, bytes([6])), "x", "ids of type 6"),
     "a cut index": (
         lambda d: (megatron(d / "x", DOCUMENTS), (d / "x.idx").write_bytes((d / "x.idx").read_bytes()[:-3])),
         "x",
         "It is damaged",
+    ),
+    "sequences of a document that lie apart": (
+        lambda d: rewritten(d / "x", 34 + 4 * 10 + 8, struct.pack("<q", 2 * 3)),
+        "x",
+        "sequences 0 and the next lie apart",
+    ),
+    "documents out of order": (
+        lambda d: rewritten(d / "x", 34 + 12 * 10 + 8, struct.pack("<2q", 4, 2)),
+        "x",
+        "document index that is not in order",
+    ),
+    "documents of fewer sequences": (
+        lambda d: rewritten(d / "x", 34 + 12 * 10 + 8 * 5, struct.pack("<q", 9)),
+        "x",
+        "documents from sequence 0 to 9 of 10",
     ),
     "a cut Megatron file": (
         lambda d: (megatron(d / "x", DOCUMENTS), (d / "x.bin").write_bytes((d / "x.bin").read_bytes()[:-4])),
@@ -306,11 +321,12 @@ BAD = {
 }
 
 
-def retyped(prefix: Path, code: int):
-    megatron(prefix, DOCUMENTS)
+def rewritten(prefix: Path, place: int, change: bytes):
+    """A Megatron data set of two sequences a document, its index changed from byte `place` on."""
+    megatron(prefix, DOCUMENTS, sequences=2)
     index = prefix.with_suffix(".idx")
     content = bytearray(index.read_bytes())
-    content[17] = code
+    content[place : place + len(change)] = change
     index.write_bytes(content)
 
 
