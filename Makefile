@@ -15,6 +15,7 @@ REQUIREMENTS := $(or $(REQUIREMENTS_$(DEVICE)),$(error DEVICE is $(DEVICE), must
 RUN := $(VENV)/installed-$(DEVICE)
 DEV := $(VENV)/installed-dev
 REFERENCES := $(VENV)-references
+PEERS := $(VENV)-bench
 REAL := $(VENV)/installed-real-weights
 
 # A file's tests share what they compile, so they stay together.
@@ -28,7 +29,7 @@ FOUND = $(or $(VERSION),no Python that runs)
 REFUSAL = Plumbline needs Python 3.11, 3.12, 3.13 or 3.14, and $(PYTHON) is $(FOUND). Install one of them and \
 name it: `make PYTHON=python3.12 ...`
 
-.PHONY: setup quickstart test test-all test-references real-weights lint bench notebook goldens goldens-references references
+.PHONY: setup quickstart test test-all test-references real-weights lint bench bench-data notebook goldens goldens-references references
 .DELETE_ON_ERROR:
 
 setup: $(RUN)
@@ -55,6 +56,11 @@ references:
 $(VENV)/installed-references: requirements-references.txt $(DEV)
 	@echo "Installing PyTorch and transformers into $(VENV), once."
 	@$(INSTALL) -r requirements-references.txt
+	@touch $@
+
+$(VENV)/installed-bench: requirements-bench.txt $(RUN)
+	@echo "Installing datasets, datatrove, grain and PyTorch into $(VENV), once."
+	@$(INSTALL) -r requirements-bench.txt
 	@touch $@
 
 $(REAL): requirements-real-weights.txt $(DEV)
@@ -84,6 +90,10 @@ lint: $(DEV)
 
 bench: $(RUN)
 	$(PY) -m experiments.bench
+
+bench-data:
+	@$(MAKE) --no-print-directory VENV=$(PEERS) DEVICE=cpu $(PEERS)/installed-bench
+	$(PEERS)/bin/python -m experiments.bench_data
 
 notebook: $(RUN)
 	@for notebook in $(NOTEBOOKS); do echo "$$notebook"; $(PY) -m "$$notebook" || exit 1; done
