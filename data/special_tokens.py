@@ -33,10 +33,15 @@ def extended(content: dict, tokens: Iterable[str]) -> dict:
 
     ValueError where the library would give them other ids, because those that are taken have gaps.
     """
-    vocabulary = vocabulary_of(content)
+    vocabulary, new = vocabulary_of(content), {}
     for token in tokens:
-        index = vocabulary.setdefault(token, max(vocabulary.values()) + 1)
+        index = vocabulary.get(token, max(vocabulary.values()) + 1)
+        new |= {} if token in vocabulary else {token: index}
+        vocabulary[token] = index
         content = {**content, "added_tokens": with_special(content.get("added_tokens") or [], token, index)}
+    words = content["model"]["vocab"]
+    if vocabulary_of(content) != vocabulary and isinstance(words, dict):  # what the model has, has its id
+        content = {**content, "model": {**content["model"], "vocab": {**words, **new}}}
     if vocabulary_of(content) != vocabulary:
         raise ValueError("the ids of its vocabulary have gaps, behind which no special token can be added")
     return content
