@@ -29,7 +29,9 @@ class Data:
     cache_dir: str = ".cache"  # prepared corpora, tokenizers and token stores
     prefetch: int = 2  # batches made ahead in the background
     timeout: float = 300.0  # seconds to wait for a batch before the run ends as hung
-    verify: bool = True  # check the store's digests before the first step
+    # Check the stores' digests before the first step: of small ones at each start, of a large one's files those that
+    # were written to since they were found whole. `python -m data.store verify` reads every byte.
+    verify: bool = True
     workers: int | None = None  # processes that tokenize; None: one for each core that may be used
 
 

@@ -27,6 +27,13 @@ def digests(paths: Iterable[Path]) -> list[str]:
         return list(pool.map(sha256_file, paths))
 
 
+def _digest(path: Path) -> str | OSError:
+    try:
+        return sha256_file(path)
+    except OSError as error:  # a disk that fails in the middle of a file
+        return error
+
+
 def memory_of(directory: Path) -> Path:
     """Where it is remembered which files of `directory` are whole."""
     return directory.with_name(f".{directory.name}.verified")
@@ -53,8 +60,12 @@ def problems(directory: Path, files: Mapping[str, Mapping], every_byte: bool = T
     facts = {name: _facts(directory / name, files[name]["sha256"]) for name in sound}
     unread = [name for name in sound if remembered.get(name) != facts[name]]
     began = time.time_ns()
-    for name, digest in zip(unread, digests(directory / name for name in unread), strict=True):
-        if digest != files[name]["sha256"]:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        taken = list(pool.map(lambda name: _digest(directory / name), unread))
+    for name, digest in zip(unread, taken, strict=True):
+        if isinstance(digest, OSError):
+            found.append(f"{directory / name} cannot be read: {digest.strerror}.")
+        elif digest != files[name]["sha256"]:
             found.append(
                 f"{directory / name} is damaged: its SHA-256 is {digest}, the header says {files[name]['sha256']}."
             )

@@ -127,6 +127,15 @@ def test_a_memory_that_cannot_be_read_is_none(content, opened, read):
     assert sorted(read) == sorted(opened.header["files"])
 
 
+def test_a_file_that_cannot_be_read_to_its_end_is_named(opened, monkeypatch):
+    def failing(path):
+        raise OSError(5, os.strerror(5))
+
+    monkeypatch.setattr(verified, "sha256_file", failing)
+    with pytest.raises(DataError, match="tokens-00003.bin cannot be read: Input/output error"):
+        opened.verify()
+
+
 def test_a_damaged_store_leaves_no_memory(opened):
     flip(opened.directory / "tokens-00000.bin")
     with pytest.raises(DataError, match="tokens-00000.bin is damaged"):
