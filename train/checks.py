@@ -178,11 +178,6 @@ def _untrained(config: Config) -> tuple[tuple[bool, str, str], ...]:
             "is seq2seq, but this version trains no model with an encoder and a decoder; supervised trains a decoder "
             "on the same pairs, their columns being data.objective.prompt and data.objective.answer",
         ),
-        (
-            isinstance(objective, QaObjective),
-            "data.objective.name",
-            "is qa, but this version trains no head for answers; python -m data.prepare and data.show read its rows",
-        ),
     )
 
 
@@ -219,9 +214,10 @@ def _inputs_and_heads(config: Config) -> tuple[tuple[bool, str, str], ...]:
     """(whether it clashes, key, clash) of what the model reads and predicts beside tokens."""
     model, objective = config.model, config.data.objective
     pairs = isinstance(objective, MaskedObjective) and objective.next_sentence
+    answers = isinstance(objective, QaObjective)
     return (
         (
-            not model.language_head,
+            not model.language_head and not answers,
             "model.language_head",
             f"is false, but data.objective {objective.name} predicts tokens; set it to true",
         ),
@@ -234,6 +230,21 @@ def _inputs_and_heads(config: Config) -> tuple[tuple[bool, str, str], ...]:
             pairs and not model.heads.next_sentence,
             "model.heads.next_sentence",
             "is false, but data.objective.next_sentence is true; set both or neither",
+        ),
+        (
+            answers and not model.heads.spans,
+            "model.heads.spans",
+            "is false, but data.objective qa predicts where answers start and end; set it to true",
+        ),
+        (
+            answers and model.token_types < 2,
+            "model.token_types",
+            f"is {model.token_types}, but data.objective qa tells questions and contexts apart; at least 2",
+        ),
+        (
+            answers and config.train.z_loss > 0,
+            "train.z_loss",
+            f"is {config.train.z_loss:g}, but data.objective qa has no logits over the vocabulary; set it to 0",
         ),
         (
             not reads_both_sides(objective) and model.token_types > 0,

@@ -17,7 +17,7 @@ import time
 import jax
 import jax.numpy as jnp
 
-from data.objective_config import MaskedObjective
+from data.objective_config import MaskedObjective, QaObjective
 from model.config import Model
 from model.parameters import Declaration, path_name
 from train.config import Config
@@ -64,6 +64,7 @@ def of_training(config: Config, declarations) -> float:
     """`flops_per_token` of a run under its objective."""
     objective = config.data.objective
     predictions = objective.max_predictions if isinstance(objective, MaskedObjective) else None
+    predictions = 0 if isinstance(objective, QaObjective) else predictions
     return flops_per_token(config.model, declarations, config.data.length, predictions)
 
 

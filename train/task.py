@@ -16,6 +16,7 @@ from model.transformer import Transformer, identity, initialise
 from train.config import Config
 
 Sums = dict[str, jax.Array]  # float32 scalars by name
+UNSEEN = -1e30  # the logit of a position that is padding; finite, for rows that are nothing else
 
 
 def weighted(batch: dict) -> jax.Array:
@@ -133,6 +134,41 @@ def masked(config: Config, constrain: Callable = identity) -> Task:
     )
 
 
+def qa(config: Config, constrain: Callable = identity) -> Task:
+    """Where answers start and end: the mean of both cross entropies over the positions of a row (run_squad.py).
+
+    Those of padding are left out, so that a window's loss does not depend on how long its row is.
+    """
+    model = Transformer(config.model, constrain)
+
+    def sums(params, batch, key):
+        def run(model):
+            hidden_BxLxD, _, _ = model(batch, key)
+            logits_BxLx2 = model.heads.span_logits(hidden_BxLxD)
+            seen_BxLx1 = batch["segment_ids"][..., None] > 0
+            return jnp.where(seen_BxLx1, logits_BxLx2, UNSEEN)
+
+        logits_BxLx2 = nn.apply(run, model)({"params": params})
+        found = [
+            classified(logits_BxLx2[..., side], batch[key], real_rows(batch))
+            for side, key in enumerate(("start_positions", "end_positions"))
+        ]
+        (start, start_hits), (end, end_hits) = found
+        loss = (start + end) / 2
+        return {"spans": loss}, {"loss": loss, "start_accuracy": start_hits, "end_accuracy": end_hits}
+
+    return Task(
+        spec=batch_spec(config.data),
+        init=lambda key: initialise(Transformer(config.model), key),
+        weights=lambda batch: {"spans": jnp.sum(real_rows(batch))},
+        sums=sums,
+        coefficients={"spans": 1.0},
+        metrics=dict.fromkeys(("loss", "start_accuracy", "end_accuracy"), "spans"),
+        dropout=has_dropout(config),
+        tokens=occupied,
+    )
+
+
 def real_rows(batch: dict) -> jax.Array:
     """1.0 for each row that is no padding, float32 [rows]."""
     return (batch["segment_ids"][:, 0] > 0).astype(jnp.float32)
@@ -155,6 +191,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "ul2": causal,
     "fim": causal,
     "supervised": causal,
+    "qa": qa,
 }
 
 
