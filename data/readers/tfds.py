@@ -72,7 +72,7 @@ class TfdsReader(IndexReader):
         return count, count * sum(s.num_bytes for s in splits) // max(sum(s.num_examples for s in splits), 1)
 
     def features(self, split):
-        return list(self.builder.info.features)
+        return sorted(self.builder.info.features)  # whose own order is another in another process
 
     def examples(self, split, start, stop):
         found = self._examples(split)

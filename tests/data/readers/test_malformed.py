@@ -4,6 +4,7 @@ import json
 import re
 
 import pyarrow
+import pyarrow.parquet
 import pytest
 
 from data import sources
@@ -189,6 +190,22 @@ def test_no_tolerance_hides_a_broken_file(tmp_path):
     }.items():
         with pytest.raises(DataError, match="opens a quote|the file is cut"):
             train(written(tmp_path, name, content, tolerance=0.9))
+
+
+def test_no_tolerance_takes_a_row_for_the_header(tmp_path):
+    with pytest.raises(DataError, match=r"byte 2, in line 1, is 0xff"):
+        train(written(tmp_path, "csv", b"te\xfft\ntext\na\n", tolerance=0.9))
+
+
+def test_a_damaged_page_is_found_by_its_checksum(tmp_path):
+    table = pyarrow.table({"text": ["a" * 100, "b" * 100]})
+    options = {"write_page_checksum": True, "compression": "none", "use_dictionary": False}
+    pyarrow.parquet.write_table(table, tmp_path / "a.file", **options)
+    content = (tmp_path / "a.file").read_bytes()
+    assert train(source("parquet", tmp_path / "a.file")) == ["a" * 100, "b" * 100]
+    (tmp_path / "a.file").write_bytes(content.replace(b"aaaa", b"aaab", 1))
+    with pytest.raises(DataError, match=r"a\.file cannot be read as Parquet: .*Restore it"):
+        train(source("parquet", tmp_path / "a.file"))
 
 
 def test_wrong_columns_list_those_there_are(tmp_path):

@@ -69,6 +69,19 @@ def test_no_border_cuts_a_document(document, tmp_path):
             assert split_read(config, "train", size) == whole
 
 
+def test_blank_lines_may_hold_any_white_space(tmp_path):
+    (tmp_path / "a.txt").write_bytes("one\n\u3000 \u00a0\r\ntwo\n\x1f\n\u3000three\n".encode())
+    config = TextSource(paths=(str(tmp_path / "a.txt"),), document="paragraph", validation_fraction=0.0)
+    assert train(config) == ["one", "two", "\u3000three"]
+    assert train(dataclasses.replace(config, document="line")) == ["one", "two", "\u3000three"]
+
+
+def test_a_byte_order_mark_is_dropped_where_a_file_begins_alone(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\n\xef\xbb\xbftwo\n")
+    config = TextSource(paths=(str(tmp_path / "a.txt"),), document="line", validation_fraction=0.0)
+    assert split_read(config, "train", 5) == train(config) == ["one", "\ufefftwo"]
+
+
 def test_a_file_is_one_part(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"one\n\ntwo\n" * 100)
     config = TextSource(paths=(str(tmp_path / "a.txt"),), validation_fraction=0.0)
@@ -81,6 +94,12 @@ def test_records_know_their_line_in_every_part(tmp_path):
     found = split_read(config, "train", 100, columns=("text",))
     assert [record.fields for record in found] == [{"text": text} for text in TEXTS]
     assert [str(record.where) for record in found] == [f"{tmp_path}/a.jsonl, line {i}" for i in range(1, 41)]
+    for name, unit in {"parquet": "row", "array_record": "record"}.items():
+        path = tmp_path / name
+        WRITERS[name](path, TEXTS if name == "parquet" else ['{"text": "a"}'] * 40)
+        fields = {"content": "json"} if name == "array_record" else {}
+        found = split_read(source(name, path, **fields), "train", 100, columns=("text",))
+        assert [str(record.where) for record in found] == [f"{path}, {unit} {i}" for i in range(40)]
 
 
 def test_columns_of_every_format_of_records(tmp_path):
@@ -132,4 +151,3 @@ def test_identity_changes_with_what_is_read(tmp_path):
         WRITERS[name](tmp_path / name, TEXTS[::-1])
         os.utime(tmp_path / name, ns=(1, 1))
         assert sources.identity(config, "unused") != first
-        assert dataclasses.replace(config) == config

@@ -129,13 +129,14 @@ def no_names(monkeypatch):
         (TfdsSource(dataset="no_such_set"), r"no data set 'no_such_set'"),
     ],
 )
-def test_no_network(config, pattern, tmp_path, monkeypatch, capfd):
+def test_no_network(config, pattern, tmp_path, monkeypatch, capfd, caplog):
     if not isinstance(config, TfdsSource):
         pytest.importorskip("aiohttp")
     started = time.monotonic()
     with no_names(monkeypatch), pytest.raises(DataError, match=pattern):
         list(sources.documents(config, "train", str(tmp_path)))
     assert time.monotonic() - started < 10
+    assert not caplog.text
     assert capfd.readouterr().err == ""
 
 
