@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data import verified
 from data.best_fit import BLOCK, PIECE, best_fit, pieces
 from data.errors import DataError
 from data.files import canonical_json, locked, sha256_file, storage_errors, sync, write_durably
@@ -86,7 +87,9 @@ def _opened(directory: Path) -> Plan | None:
     """The plan of a directory; None where it is missing or damaged."""
     try:
         facts = json.loads((directory / "plan.json").read_bytes())
-        if any(sha256_file(directory / name) != facts["files"][name] for name in FILES):
+        sizes = {name: (directory / name).stat().st_size for name in FILES}
+        files = {name: {"bytes": size, "sha256": facts["files"][name]} for name, size in sizes.items()}
+        if verified.problems(directory, files, every_byte=False):
             return None
     except (OSError, ValueError, KeyError, TypeError):
         return None

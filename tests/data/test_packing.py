@@ -209,6 +209,22 @@ def test_a_plan_is_made_once_and_made_again_where_it_is_damaged(make_store, capf
     assert "rows planned" in capfd.readouterr().err
 
 
+def test_a_large_plan_is_read_once_while_it_is_untouched(make_store, monkeypatch, capfd):
+    monkeypatch.setattr("data.verified.REMEMBERED", 0)
+    monkeypatch.setattr("data.verified.SETTLED", -(10**12))
+    opened = make_store(["x" * size for size in range(1, 60)])
+    first = make_rows(opened, 32, "best_fit")
+    directory = next(path for path in opened.directory.parent.glob("*.packing-*") if path.is_dir())
+    with monkeypatch.context() as patch:
+        patch.setattr("data.verified.sha256_file", lambda path: pytest.fail(f"{path} is read"))
+        assert make_rows(opened, 32, "best_fit").fingerprint == first.fingerprint
+    content = bytearray((directory / "pieces.bin").read_bytes())
+    content[5] ^= 1
+    (directory / "pieces.bin").write_bytes(content)
+    assert make_rows(opened, 32, "best_fit").fingerprint == first.fingerprint
+    assert capfd.readouterr().err.count("rows planned") == 2
+
+
 @pytest.mark.parametrize("packing", PACKINGS)
 def test_weights_are_the_mark_of_the_target(tmp_path, packing):
     """Under a weight mark each target counts as the store marks it, the end of the last document too."""
