@@ -81,7 +81,10 @@ def _files(path: str, layout: str) -> list[Path]:
         found = [path]
     else:
         found = glob.glob(path, recursive=True)
-    files = sorted(Path(os.path.abspath(file)) for file in found)
+        if layout == "megatron":  # which a glob may match by either file of a pair, or both
+            found = [f"{file[:-4]}{ending}" if file.endswith(".bin") else file for file in found]
+        found = [file for file in found if file.endswith(ending)] or found
+    files = sorted({Path(os.path.abspath(file)) for file in found})
     if not files:
         raise DataError(f"{path} in data.source matches no file of {layout}, which end in {ending}.")
     return files

@@ -166,7 +166,7 @@ def test_an_end_of_text_inside_a_recorded_document_is_no_border(folder):
     holds(opened(folder / "text"), documents)
 
 
-@pytest.mark.parametrize("where", ["directory", "glob"])
+@pytest.mark.parametrize("where", ["directory", "glob", "glob of all"])
 @pytest.mark.parametrize("layout", ["nanogpt", "numpy", "megatron", "datatrove", "llmc"])
 def test_several_files_are_one_stream_in_the_order_of_their_names(layout, where, folder, chunk):
     ending = LAYOUTS[layout][1]
@@ -182,7 +182,7 @@ def test_several_files_are_one_stream_in_the_order_of_their_names(layout, where,
             (folder / name).write_bytes(struct.pack("<256i", 20240520, 1, len(ids), *[0] * 253) + packed(ids))
         else:
             (folder / name).write_bytes(packed(ended(documents)[: -1 if layout == "numpy" else None]))
-    path = folder if where == "directory" else folder / f"*{ending}"
+    path = {"directory": folder, "glob": folder / f"*{ending}", "glob of all": folder / "*"}[where]
     assert tell_layout(str(path)) == layout
     holds(opened(path, cache=folder.parent / "cache"))
 
@@ -350,6 +350,12 @@ def test_nanogpt_is_not_llmc(folder):
     llmc(folder / "train.bin")
     with pytest.raises(DataError, match="data.source.layout=llmc"):
         opened(folder / "train.bin", layout="nanogpt")
+
+
+def test_a_glob_may_match_either_file_of_a_pair(folder):
+    for name, documents in (("a", DOCUMENTS[:2]), ("b", DOCUMENTS[2:])):
+        megatron(folder / name, documents)
+    holds(opened(folder / "*.bin", cache=folder.parent / "cache"))
 
 
 @pytest.mark.parametrize("size, dtype", [(2, "uint16"), (4, "uint32")])
