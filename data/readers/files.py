@@ -26,7 +26,7 @@ class File(NamedTuple):
 
     def has_middle(self) -> bool:
         """Whether it can be read from its middle: not what is compressed, or on a server that answers no ranges."""
-        return self.size > 0 and not self.path.endswith(tuple(DECOMPRESSORS)) and remote.has_ranges(self.path)
+        return self.size > 0 and _suffix(self.path) not in DECOMPRESSORS and remote.has_ranges(self.path)
 
 
 def matching(key: str, patterns: tuple[str, ...], suffix: str) -> list[File]:
@@ -85,6 +85,10 @@ def _zstd(file: BinaryIO) -> BinaryIO:
 DECOMPRESSORS = {".gz": gzip.open, ".zst": _zstd, ".bz2": bz2.open, ".xz": lzma.open}
 
 
+def _suffix(path: str) -> str:
+    return os.path.splitext(path.partition("::")[0])[1]
+
+
 @contextlib.contextmanager
 def opened(path: str, from_start: bool = True) -> Iterator[BinaryIO]:
     """A file's content, decompressed by its name's end; what cannot be read is a DataError that names the file.
@@ -93,7 +97,7 @@ def opened(path: str, from_start: bool = True) -> Iterator[BinaryIO]:
     """
     try:
         with remote.opened(path, from_start) if remote.is_remote(path) else open(path, "rb") as file:
-            decompress = DECOMPRESSORS.get(os.path.splitext(path)[1])
+            decompress = DECOMPRESSORS.get(_suffix(path))
             with decompress(file) if decompress else contextlib.nullcontext(file) as content:
                 yield content
     except UserError:

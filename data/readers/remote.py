@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import io
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from data.errors import ConfigError, DataError, UserError
@@ -63,22 +64,25 @@ def infos(key: str, pattern: str) -> dict[str, dict]:
     Raises DataError within seconds where the other side does not answer.
     """
     files, path = system(pattern)
+    within = "".join(pattern.partition("::")[1:])  # of zip://FILE::URL, what FILE is in
     try:
-        found = answer(pattern, lambda: _infos(files, path))
+        found = _infos(files, path, pattern)
     except UserError:
         raise
     except Exception as error:  # each file system has classes of its own
         raise DataError(
             f"{pattern} in {key} cannot be fetched: {told(error.__cause__ or error)} {LOCAL_WAY}"
         ) from error
-    return {files.unstrip_protocol(name): info for name, info in found.items()}
+    return {files.unstrip_protocol(name) + within: info for name, info in found.items()}
 
 
-def opened(url: str, from_start: bool) -> io.BufferedReader:
+@contextlib.contextmanager
+def opened(url: str, from_start: bool) -> Iterator[io.BufferedReader]:
     """A file behind a URL; over HTTP one that is read `from_start` needs no answer to ranges."""
-    files, path = system(url)
+    files, path = system(url)  # an archive is closed when nobody holds it
     options = {"block_size": 0} if from_start and _is_http(url) else {}
-    return io.BufferedReader(files.open(path, "rb", **options), BUFFER)
+    with io.BufferedReader(files.open(path, "rb", **options), BUFFER) as file:
+        yield file
 
 
 def has_ranges(path: str) -> bool:
@@ -102,12 +106,13 @@ def _is_http(path: str) -> bool:
     return path.startswith(("http://", "https://"))
 
 
-def _infos(files: AbstractFileSystem, path: str) -> dict[str, dict]:
+def _infos(files: AbstractFileSystem, path: str, pattern: str) -> dict[str, dict]:
     try:
-        return {path: files.info(path)}
+        return {path: answer(pattern, lambda: files.info(path))}
     except FileNotFoundError:
         if not any(character in path for character in "*["):
             raise
+    # It answers; how long this takes depends on how much there is.
     found = {name: info for name, info in files.glob(path, detail=True).items() if info["type"] == "file"}
     return {name: files.info(name) if info.get("size") is None else info for name, info in found.items()}
 

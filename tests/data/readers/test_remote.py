@@ -9,6 +9,7 @@ import socket
 import socketserver
 import threading
 import time
+import zipfile
 
 import fsspec
 import pytest
@@ -74,6 +75,14 @@ def test_compressed_behind_a_url():
     assert train(source("paragraph", "memory://gz/a.txt.gz")) == ["one", "two"]
 
 
+def test_inside_an_archive(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("b/1.jsonl.gz", gzip.compress(b'{"text": "one"}'))
+        archive.writestr("b/2.jsonl", b'{"text": "two"}\n{"text": "three"}')
+    config = source("jsonl", f"zip://b/*.jsonl*::{tmp_path}/a.zip")
+    assert train(config) == train(config, part_bytes=10) == ["one", "two", "three"]
+
+
 def test_a_line_in_a_later_part_is_named_by_its_byte():
     fsspec.filesystem("memory").pipe("/bad/a.jsonl", b'{"text": "a"}\n' * 9 + b"{\n")
     with pytest.raises(DataError, match=r"memory://.*a\.jsonl, line 1 behind byte 126 is not valid JSON"):
@@ -90,7 +99,7 @@ def test_over_http(handler, tmp_path):
         reader = sources.reader(config, "unused", part_bytes=100)
         assert list(reader.documents("train")) == TEXTS
         assert (len(reader.parts("train")) > 1) == (handler is Ranges)
-        large = "".join(f"line {i}\n" for i in range(600_000))  # more than fsspec asks for at a time
+        large = "".join(f"line {i} {'x' * 100}\n" for i in range(60_000))  # more than fsspec asks for at a time
         (tmp_path / "large.txt").write_text(large)
         for size in (1 << 20, 1 << 26):
             reader = sources.reader(source("paragraph", f"{address}/large.txt", document="line"), "", None, size)
