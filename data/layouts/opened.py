@@ -1,4 +1,8 @@
-"""Files of other tools, opened as a token store."""
+"""Ids as other tools lay them out, read where they lie as a token store. Each layout states its rule for borders.
+
+A document is `<end of text> t1 ... tn` whether the end of text was stored before it, behind it or not at all, and a
+document without a token is left out. So where each document has one end of text, as many tokens are read as are stored.
+"""
 
 from __future__ import annotations
 
