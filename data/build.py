@@ -27,6 +27,7 @@ from data.build_worker import Job, part_name
 from data.encoding import Encoder, batches
 from data.errors import DataError
 from data.files import canonical_json, storage_errors
+from data.sources import READER_VERSION
 from data.store_writer import Piece, pieces, write_store
 from data.workers import Workers, started, usable_cpus
 
@@ -62,7 +63,7 @@ def encoded(
         with contextlib.closing(BuildProgress(split, len(parts))) as progress:
             yield _counted(pieces(encoder, batches(reader.documents(split))), progress)
         return
-    facts = [VERSION, reader.identity(), split, encoder.identity(), parts]
+    facts = [VERSION, READER_VERSION, reader.identity(), split, encoder.identity(), parts]
     key = hashlib.sha256(canonical_json(facts)).hexdigest()[:HASH_DIGITS]
     with _parts_folder(directory, key) as folder:
         finished = _finished(folder, len(parts))
