@@ -31,9 +31,7 @@ class Speller:
         self._bytes = None
         if space is not None and tokenizer.decode([space]) == " ":
             self._bytes = {character: byte for byte, character in enumerate(byte_characters())}
-        self._words = self._bytes is None and any(
-            tokenizer.name_of(index).startswith(CONTINUES) for index in range(tokenizer.vocab_size)
-        )
+        self._words = self._bytes is None and _has_words(tokenizer)
 
     def tokens(self, ids: Iterable[int]) -> list[Token]:
         """Each id's token; words of a vocabulary of words begin with a space where they follow another."""
@@ -62,6 +60,13 @@ class Speller:
         if BYTE.fullmatch(name):
             return bytes([int(name[3:5], 16)])
         return name.replace(SPACE_MARK, " ").encode()
+
+
+def _has_words(tokenizer: Tokenizer) -> bool:
+    """Whether `##` in a token's name says that it goes on inside a word, and is no text."""
+    names = ((index, tokenizer.name_of(index)) for index in range(tokenizer.vocab_size))
+    inside = next((i for i, name in names if name.startswith(CONTINUES) and name[2:3] not in ("", "#")), None)
+    return inside is not None and tokenizer.decode([inside, inside]).count(CONTINUES) < 2
 
 
 def legible(content: bytes) -> str:

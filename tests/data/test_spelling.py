@@ -1,6 +1,9 @@
 """Every token is legible by itself, and together they are the text."""
 
+import json
+
 import pytest
+import tokenizers
 
 from data import tokenizer
 from data.spelling import Speller, legible
@@ -23,6 +26,14 @@ def test_tokens_together_are_the_text(name):
     assert spelt(made, made.encode(TEXT)).decode() == TEXT
     special = Speller(made).tokens([made.end_of_text])[0]
     assert special.special and special.content.decode() == made.end_of_text_token
+
+
+def test_marks_of_words_are_text_where_the_vocabulary_has_none():
+    pieces = [("<unk>", 0.0), ("<|endoftext|>", 0.0), ("##a", -1.0), ("b", -1.0), (" ", -1.0)]
+    model = tokenizers.Tokenizer(tokenizers.models.Unigram(pieces, unk_id=0, byte_fallback=False))
+    model.decoder = tokenizers.decoders.Fuse()
+    made = tokenizer.Tokenizer(json.loads(model.to_str()), "<|endoftext|>")
+    assert made.encode("##ab ##a") == [2, 3, 4, 2] and spelt(made, [2, 3, 4, 2]) == b"##ab ##a"
 
 
 def test_words_are_apart_and_their_pieces_together():
