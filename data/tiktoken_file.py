@@ -38,13 +38,10 @@ PATTERNS = {  # what cuts text; gpt2 is known to the library
     ),
 }
 # Special tokens that no file of ranks names: those that OpenAI publishes for its own, by pattern and number of ranks.
-FIM = ("<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>")
+FIM = {"<|fim_prefix|>": 100258, "<|fim_middle|>": 100259, "<|fim_suffix|>": 100260}
 PUBLISHED = {
     ("gpt2", 50256): {END_OF_TEXT: 50256},
-    ("cl100k", 100256): {
-        **dict(zip((END_OF_TEXT, *FIM), range(100257, 100261), strict=True)),
-        "<|endofprompt|>": 100276,
-    },
+    ("cl100k", 100256): {END_OF_TEXT: 100257, **FIM, "<|endofprompt|>": 100276},
     ("o200k", 199998): {END_OF_TEXT: 199999, "<|endofprompt|>": 200018},
 }
 

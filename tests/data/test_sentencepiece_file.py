@@ -26,13 +26,16 @@ MODELS = {
     "t5": {"model_type": "unigram"},
     "unigram, bytes": {"model_type": "unigram", **LLAMA},
     # No runs of one character among them: where two ways to cut are equally likely, rounding decides.
-    "unigram, user-defined": {"model_type": "unigram", **LLAMA, "user_defined_symbols": ["<user>", "學而"]},
+    "unigram, user-defined": {
+        **{"model_type": "unigram", "vocab_size": 600, "user_defined_symbols": ["<user>", "學而", "fox j"]},
+        **LLAMA,
+    },
     "unigram, case folded": {"model_type": "unigram", "normalization_rule_name": "nmt_nfkc_cf"},
     "bpe": {"model_type": "bpe"},
     "llama": {"model_type": "bpe", **LLAMA, "allow_whitespace_only_pieces": True},
     "gemma": {"model_type": "bpe", **LLAMA, "add_dummy_prefix": False, "split_by_whitespace": False, **USER},
     "bpe, user-defined": {"model_type": "bpe", **LLAMA, **USER},
-    "nfkc, spaces": {"model_type": "bpe", "normalization_rule_name": "nfkc", "remove_extra_whitespaces": False},
+    "nmt_nfkc, spaces": {"model_type": "bpe", "remove_extra_whitespaces": False},
 }
 
 
@@ -63,6 +66,15 @@ def both(request, tmp_path_factory) -> tuple[Tokenizer, sentencepiece.SentencePi
 def test_ids_are_those_of_sentencepiece(both):
     made, theirs = both
     wanted = texts(1500)
+    for text, ids in zip(wanted, made.encode_batch(wanted), strict=True):
+        assert ids.tolist() == theirs.encode(text), ascii(text)
+
+
+def test_long_texts_have_the_same_ids(both, monkeypatch):
+    """Whether they are encoded in parts or not."""
+    made, theirs = both
+    monkeypatch.setattr(tokenizer, "PIECE", 7)
+    wanted = texts(300)
     for text, ids in zip(wanted, made.encode_batch(wanted), strict=True):
         assert ids.tolist() == theirs.encode(text), ascii(text)
 
@@ -112,6 +124,31 @@ def test_pieces_that_are_not_in_use_keep_their_ids():
     made = Tokenizer(sentencepiece_file.content(data, "x"), "</s>")
     theirs = sentencepiece.SentencePieceProcessor(model_proto=data)
     assert made.encode(ENGLISH) == theirs.encode(ENGLISH) and index not in made.encode(ENGLISH)
+
+
+def test_user_defined_pieces_are_as_likely_as_sentencepiece_has_them():
+    """Not of the score 0 that their file says: the longer piece is likelier than what is defined and the rest."""
+    model = sentencepiece_model_pb2.ModelProto.FromString(trained(**MODELS["unigram, user-defined"]))
+    for name, score in (("zz", -0.5), ("學而時習之", -5.0), ("時習之", -4.5)):
+        for piece in [piece for piece in model.pieces if piece.piece == name]:
+            model.pieces.remove(piece)
+        model.pieces.add(piece=name, score=score)
+    data = model.SerializeToString()
+    made, theirs = Tokenizer(sentencepiece_file.content(data, "x"), "</s>"), sentencepiece.SentencePieceProcessor
+    ids = made.encode("學而時習之 學而 <user>")
+    assert ids == theirs(model_proto=data).encode("學而時習之 學而 <user>")
+    assert made.id_of("學而時習之") in ids and made.id_of("學而") in ids
+
+
+def test_special_tokens_are_cut_where_no_piece_is():
+    model = sentencepiece_model_pb2.ModelProto.FromString(trained(model_type="unigram"))
+    for name in ("<s", "</", "un", "<u"):
+        model.pieces.add(piece=name, score=-1.0)
+    data = model.SerializeToString()
+    made, theirs = Tokenizer(sentencepiece_file.content(data, "x"), "</s>"), sentencepiece.SentencePieceProcessor
+    for text in ("<s>", "a<s> <so </s></a> <unk><under>", "the <s>fox</s>"):
+        assert made.encode(text) == theirs(model_proto=data).encode(text)
+        assert not {1, 2} & {*made.encode(text)}
 
 
 def test_special_tokens_are_out_of_reach_also_where_pieces_hold_parts_of_them():

@@ -62,6 +62,16 @@ def test_ids_are_those_of_sentencepiece(made):
         assert made.decode(ids) == theirs.decode(ids.tolist()) == text
 
 
+def test_what_is_equally_likely_is_cut_alike_in_any_length_of_text(made):
+    """Runs of spaces have many ways to be cut whose sums are equal; exact ones do not depend on what stands before."""
+    theirs = reference(SETTINGS)
+    for count in range(1, 80):
+        for text in (" " * count, f"x{' ' * count}y", f"君子{'    ' * count}self{' ' * count}"):
+            assert made.encode(text) == theirs.encode(text)
+    scores = [score for _, score in made._content["model"]["vocab"]]
+    assert all((score * unigram.GRID).is_integer() for score in scores)
+
+
 def test_text_comes_back_but_for_the_sign_that_stands_for_a_space(made):
     for text in ["a▁b ▁", *texts(300)]:
         assert made.decode(made.encode(text)) == text.replace("▁", " ")
