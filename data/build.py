@@ -1,10 +1,10 @@
 """Builds the token store of a source on many processes, so that a build that was killed goes on where it was.
 
-A source comes in parts. Each is read and encoded by a worker process into a file of its own beside the store to
-be, in `.<store>.parts-<key>`; the files are put together in the order of the parts. So the store is the same
-with any number of workers, and whether or not its build was interrupted. The key is of everything that decides
-what the files hold: a launch with the same key checks those that are there by their digests and makes the rest.
-Putting together needs room for the ids once more. A source of one part is encoded in this process.
+A source comes in parts; small files are one part together. Each is read and encoded by a worker process into a file
+of its own beside the store to be, in `.<store>.parts-<key>`; the files are put together in the order of the parts. So
+the store is the same with any number of workers, and whether or not its build was interrupted. The key is of
+everything that decides what the files hold: a launch with the same key checks those that are there by their digests
+and makes the rest. Putting together needs room for the ids once more. A source of one part is encoded in this process.
 """
 
 from __future__ import annotations
@@ -32,11 +32,12 @@ from data.store_writer import Piece, pieces, write_store
 from data.workers import Workers, started, usable_cpus
 
 if TYPE_CHECKING:
-    from data.sources import Reader
+    from data.sources import Part, Reader
 
 VERSION = 1  # of what a part file holds of the same documents
 HASH_DIGITS = 16
 MANY = 8  # parts a worker
+SMALL_BYTES = 4 << 20  # of files that are read as one part
 
 
 def build(
@@ -58,7 +59,7 @@ def encoded(
     directory: Path, reader: Reader, split: str, encoder: Encoder, workers: int | None
 ) -> Iterator[Iterator[Piece]]:
     """The pieces of a reader's `split`, to be written to `directory` in the block, kept beside it until it ends."""
-    parts = reader.parts(split)
+    parts = _together(reader.parts(split))
     if len(parts) < 2:
         with contextlib.closing(BuildProgress(split, len(parts))) as progress:
             yield _counted(pieces(encoder, batches(reader.documents(split))), progress)
@@ -81,6 +82,20 @@ def encoded(
 def clean(directory: str | os.PathLike):
     """Removes what builders of the store at `directory` that were killed left beside it, once it is there."""
     store_writer.sweep(Path(directory), ("incoming", "replaced", "parts"))
+
+
+def _together(parts: list[Part]) -> list[list[Part]]:
+    """The parts of a source in order, small files together: a thousand of them shall not be a thousand part files."""
+    together, size = [], 0
+    for part in parts:
+        whole_file = (part.start, part.stop) == (0, -1) and os.path.isfile(part.path)
+        own = os.path.getsize(part.path) if whole_file else SMALL_BYTES
+        if not together or size + own > SMALL_BYTES:
+            together.append([])
+            size = 0
+        together[-1].append(part)
+        size += own
+    return together
 
 
 def _counted(found: Iterable[Piece], progress: BuildProgress) -> Iterator[Piece]:
@@ -164,7 +179,9 @@ def _take(team: Workers, job: Job, finished: set[int], progress: BuildProgress):
 
 
 def _death(status: int, job: Job, task: int | None) -> str:
-    where = "" if task is None else f" while it read {job.parts[task].path}"
+    paths = [] if task is None else sorted({part.path for part in job.parts[task]})
+    others = f" or one of {len(paths) - 1} files behind it" if len(paths) > 1 else ""
+    where = f" while it read {paths[0]}{others}" if paths else ""
     if status < 0:
         how = f"was killed by {signal.Signals(-status).name}{where}, most often because memory ran out"
     else:

@@ -14,6 +14,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, NamedTuple
 
@@ -35,7 +36,7 @@ class Job(NamedTuple):
     reader: Reader
     split: str
     encoder: Encoder
-    parts: list[Part]
+    parts: list[list[Part]]  # of the source, those that share a part file together
     batch_characters: int = BATCH_CHARACTERS  # text encoded at a time
 
 
@@ -49,7 +50,7 @@ def encode(job: Job, index: int, tell) -> None:
     dtype = width(job.encoder.tokenizer.vocab_size)
 
     def told() -> Iterator[Piece]:
-        documents = job.reader.read(job.parts[index], job.split)
+        documents = chain.from_iterable(job.reader.read(part, job.split) for part in job.parts[index])
         for found in pieces(job.encoder, batches(documents, job.batch_characters)):
             yield found
             tell(found.lengths.size, found.ids.size, found.text_bytes)

@@ -11,7 +11,7 @@ import sys
 from itertools import count
 from pathlib import Path
 
-from data.build import build
+from data import build
 from data.encoding import TextEncoder
 from data.tokenizer import byte_tokenizer
 from tests.data.killed_writer import kill_at
@@ -19,13 +19,14 @@ from tests.data.line_reader import LineReader
 
 
 def main(directory: Path, lines: Path, stride: int):
+    build.SMALL_BYTES = 0
     for number in count(1, stride):
         target = directory / str(number) / "store"
         target.parent.mkdir()
         child = os.fork()
         if child == 0:
             kill_at(number)
-            build(target, LineReader(lines), "train", TextEncoder(byte_tokenizer(), ("words",)), {}, workers=2)
+            build.build(target, LineReader(lines), "train", TextEncoder(byte_tokenizer(), ("words",)), {}, workers=2)
             os._exit(0)
         status = os.waitpid(child, 0)[1]
         whole = sorted(path.name for path in target.parent.glob(".store.parts-*/*.part"))

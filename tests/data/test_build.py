@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from data import part_files, store
-from data.build import build, clean
+from data.build import _together, build, clean
 from data.build_progress import BuildProgress
 from data.encoding import TextEncoder
 from data.errors import DataError
@@ -26,7 +26,9 @@ FILES = 6
 
 
 @pytest.fixture
-def lines(tmp_path) -> Path:
+def lines(tmp_path, monkeypatch) -> Path:
+    """Files of lines, each a part by itself."""
+    monkeypatch.setattr("data.build.SMALL_BYTES", 0)
     directory = tmp_path / "lines"
     directory.mkdir()
     for number in range(FILES):
@@ -66,6 +68,21 @@ def test_the_number_of_workers_changes_no_byte(workers, made, lines, tmp_path, m
     assert reader.counts == {"malformed": FILES}
     assert Store(tmp_path / "store").header["empty_documents"] == FILES
     assert sorted(path.name for path in tmp_path.iterdir()) == ["expected", "lines", "store"]
+
+
+@pytest.mark.parametrize("small, count", [(0, 6), (2000, 5), (3000, 4), (100_000, 1)])
+def test_small_files_are_one_part_together(small, count, lines, tmp_path, monkeypatch):
+    """In order, up to a size; what a file holds changes no byte of the store."""
+    sizes = [path.stat().st_size for path in sorted(lines.glob("*.txt"))]
+    assert sum(sizes[:2]) < 2000 < sum(sizes[:3]) and sum(sizes[:3]) < 3000 < sum(sizes[2:4])
+    build(tmp_path / "expected", LineReader(lines), "train", encoder(), {})
+    monkeypatch.setattr("data.build.SMALL_BYTES", small)
+    reader = LineReader(lines)
+    assert len(_together(reader.parts("train"))) == count
+    reads(lines)
+    build(tmp_path / "store", reader, "train", encoder(), {}, 2)
+    assert content(tmp_path / "store") == content(tmp_path / "expected")
+    assert sorted(reads(lines)) == [f"{number}.txt" for number in range(FILES)] and reader.counts["malformed"] == FILES
 
 
 def test_a_source_of_one_part_starts_no_process(tmp_path, monkeypatch):
@@ -158,12 +175,13 @@ def test_a_worker_that_dies_ends_the_build(workers, lines, tmp_path):
 
 def test_a_full_disk_is_a_storage_error(lines, tmp_path):
     script = (
-        "import resource, signal, sys; from data.build import build; from data.errors import StorageError\n"
+        "import resource, signal, sys; from data import build; from data.errors import StorageError\n"
         "from data.encoding import TextEncoder; from data.tokenizer import byte_tokenizer\n"
         "from tests.data.line_reader import LineReader\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
-        "try: build(sys.argv[1], LineReader(sys.argv[2]), 'train', TextEncoder(byte_tokenizer()), {}, 2)\n"
+        "build.SMALL_BYTES = 0\n"
+        "try: build.build(sys.argv[1], LineReader(sys.argv[2]), 'train', TextEncoder(byte_tokenizer()), {}, 2)\n"
         "except StorageError as error: print(error)\n"
     )
     command = [sys.executable, "-c", script, str(tmp_path / "store"), str(lines)]
@@ -189,10 +207,11 @@ def is_running(pid: int) -> bool:
 def test_no_worker_outlives_its_build(number, lines, tmp_path):
     os.mkfifo(lines / "7.txt")  # a part whose reading never ends
     script = (
-        "import sys; from data.build import build; from data.encoding import TextEncoder\n"
+        "import sys; from data import build; from data.encoding import TextEncoder\n"
         "from data.tokenizer import byte_tokenizer; from tests.data.line_reader import LineReader\n"
         "LineReader.identity = lambda self: {}\n"
-        "build(sys.argv[1], LineReader(sys.argv[2]), 'train', TextEncoder(byte_tokenizer()), {}, 2)\n"
+        "build.SMALL_BYTES = 0\n"
+        "build.build(sys.argv[1], LineReader(sys.argv[2]), 'train', TextEncoder(byte_tokenizer()), {}, 2)\n"
     )
     command = [sys.executable, "-c", script, str(tmp_path / "store"), str(lines)]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, start_new_session=True)
