@@ -55,6 +55,8 @@ def _local(key: str, pattern: str, suffix: str) -> list[File]:
         raise DataError(f"{pattern} in {key} matches no file, seen from {os.getcwd()}.")
     files = []
     for path in paths:
+        if any(0xD800 <= ord(character) < 0xE000 for character in path):  # what stands for bytes of no character
+            raise DataError(f"{path!r} in {key} has a name that is not UTF-8. Rename it.")
         status = os.stat(path)
         files.append(File(path, status.st_size, [path, status.st_size, status.st_mtime_ns]))
     return files
@@ -86,7 +88,7 @@ DECOMPRESSORS = {".gz": gzip.open, ".zst": _zstd, ".bz2": bz2.open, ".xz": lzma.
 
 
 def _suffix(path: str) -> str:
-    return os.path.splitext(path.partition("::")[0])[1]
+    return os.path.splitext(path.partition("::")[0])[1].lower()
 
 
 @contextlib.contextmanager
@@ -132,10 +134,22 @@ class Line(NamedTuple):
         except UnicodeDecodeError as error:
             raise DataError(
                 f"{self.path} is not UTF-8: byte {self.offset + error.start}, in {self.where.spot()}, is "
-                f"0x{self.content[error.start]:02x}. Convert it, for instance with iconv -f ENCODING -t UTF-8, where "
-                "ENCODING is what it was written in: GB18030 for much Chinese text."
+                f"0x{self.content[error.start]:02x}. {_advice(self.content if self.offset == 0 else b'')}"
             ) from error
         return text if self.offset else text.removeprefix("\ufeff")
+
+
+def _advice(beginning: bytes) -> str:
+    """What to do with a file that is not UTF-8."""
+    for magic, suffix in {b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst", b"BZh": ".bz2", b"\xfd7zXZ": ".xz"}.items():
+        if beginning.startswith(magic):
+            return f"It begins as a compressed file does; let its name end in {suffix}."
+    if beginning.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "It begins as UTF-16 does: convert it with iconv -f UTF-16 -t UTF-8."
+    return (
+        "Convert it, for instance with iconv -f ENCODING -t UTF-8, where ENCODING is what it was written in: GB18030 "
+        "for much Chinese text."
+    )
 
 
 def lines(path: str, start: int = 0, stop: int = -1) -> Iterator[Line]:

@@ -46,8 +46,8 @@ def system(url: str) -> tuple[AbstractFileSystem, str]:
         return fsspec.url_to_fs(url)
     except ImportError as error:
         raise ConfigError(
-            f"data.source reads {url}, for which a package is missing here: {told(error)} Install it with pip, or "
-            "copy the files here and name the copies."
+            f"data.source reads {url}, for which a package is missing here: {told(error)} Install it "
+            "(requirements-sources.txt has that of https://), or copy the files here and name the copies."
         ) from error
     except ValueError as error:
         raise ConfigError(

@@ -92,6 +92,17 @@ def test_identity_is_of_the_rows(saved, tmp_path):
     assert one["fingerprints"] != other["fingerprints"]
 
 
+def test_identity_is_of_the_files_of_a_folder(tmp_path):
+    (tmp_path / "folder").mkdir()
+    config = HuggingFaceSource(dataset=str(tmp_path / "folder"), validation_split="")
+    found = []
+    for texts in (["a", "b"], ["c", "d"]):
+        (tmp_path / "folder" / "train.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        assert list(sources.documents(config, "train", str(tmp_path))) == texts
+        found.append(sources.identity(config, str(tmp_path)))
+    assert found[0] != found[1]
+
+
 BAD = {
     "no such folder": ({"dataset": "/no/such/folder"}, r"/no/such/folder \(data\.source\.dataset\) is no folder"),
     "no such split": ({"dataset": "one"}, r"split 'validation' \(data\.source\.validation_split\).*splits are train\."),

@@ -1,6 +1,8 @@
 """What cannot be read is an error that names file and place and a fix, or is counted under a stated tolerance."""
 
+import gzip
 import json
+import os
 import re
 
 import pyarrow
@@ -51,6 +53,8 @@ NOT_UTF8 = pyarrow.array([b"good", b"na\xefve"], pyarrow.binary()).view(pyarrow.
 GB18030 = "第一行\n第二行\n".encode("gb18030")
 BAD = {
     "Chinese of another encoding": (lambda d: written(d, "paragraph", GB18030), r"line 1, is 0x.*iconv .*GB18030"),
+    "UTF-16": (lambda d: written(d, "paragraph", "中".encode("utf-16")), r"byte 0, in line 1, .* iconv -f UTF-16 -t"),
+    "gzip under another name": (lambda d: written(d, "jsonl", gzip.compress(b"{}")), r"let its name end in \.gz\."),
     "a null in Parquet": (lambda d: parquet(d, ["a", None]), r"a\.file, row 1: 'text' .* is null, expected text"),
     "an empty text in Parquet": (lambda d: parquet(d, ["a", "  "]), r"a\.file, row 1: 'text' .* is empty\. Mend"),
     "no rows": (lambda d: parquet(d, pyarrow.array([], pyarrow.string())), r"a\.file .* holds no rows\. Remove"),
@@ -181,6 +185,31 @@ def test_a_malformed_record_is_counted_on_one_side(tmp_path):
     )
     found = [*reader.documents("validation"), *reader.documents("train")]
     assert sorted(found) == sorted(TEXTS) and reader.counts == {"malformed": 1}
+
+
+def test_names_of_files_are_any_text(tmp_path):
+    path = tmp_path / "数据 １" / "文本.jsonl"
+    path.parent.mkdir()
+    path.write_text('{"text": "a"}\n{\n')
+    assert train(source("jsonl", tmp_path / "数据*" / "*.jsonl", tolerance=0.5)) == ["a"]
+    with pytest.raises(DataError, match="数据 １/文本.jsonl, line 2 is not valid JSON"):
+        train(source("jsonl", path))
+    try:
+        with open(os.fsencode(tmp_path) + b"/\xff.jsonl", "w") as file:
+            file.write("{}")
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    with pytest.raises(
+        DataError, match=r"udcff\.jsonl' in data\.source\.paths has a name that is not UTF-8\. Rename it"
+    ):
+        train(source("jsonl", tmp_path / "*.jsonl"))
+
+
+def test_a_file_without_documents_among_others(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
+    (tmp_path / "b.jsonl").write_text("\n \n")
+    with pytest.raises(DataError, match=r"b\.jsonl of data\.source holds no document\. Remove it"):
+        train(source("jsonl", tmp_path / "*.jsonl", tolerance=0.5))
 
 
 def test_no_tolerance_hides_a_broken_file(tmp_path):
