@@ -14,7 +14,7 @@ from functools import cache
 import numpy as np
 
 WORDS, SENTENCES = "words", "sentences"
-ANSWERS = "answers"  # which tokens are to be predicted; the encoders of data.supervised make it
+ANSWERS = "answers"  # which tokens are to be predicted; data.record_encoder makes it
 SPACE, LETTER, ALONE, NOTHING = range(4)
 # The blocks that BERT sets apart: Chinese characters, neither kana nor hangul.
 CHINESE = (

@@ -27,8 +27,8 @@ from data.kinds import Spec, sequence
 from data.objective_config import QA_SPECIAL_TOKENS, QaObjective
 from data.readers.base import Record
 from data.readers.fields import Malformed
+from data.record_encoder import Example, RecordEncoder, check_refused, covered
 from data.store import SHARD_TOKENS, Store
-from data.supervised import Example, RecordEncoder, check_refused, covered
 from data.tokenizer import Tokenizer
 
 ANSWER_SPAN = "answer_span"

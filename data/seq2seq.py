@@ -25,9 +25,9 @@ from data.marks import ANSWERS
 from data.objective_config import Seq2SeqObjective
 from data.readers.base import Record
 from data.readers.fields import text_of
+from data.record_encoder import Example, RecordEncoder, check_refused, stop_of
 from data.schema import to_plain
 from data.store import SHARD_TOKENS, Store
-from data.supervised import Example, RecordEncoder, check_refused, stop_of
 from data.tokenizer import Tokenizer
 
 ENDS = 1  # tokens behind a source, and behind a target

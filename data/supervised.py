@@ -5,9 +5,9 @@ its tokens are predicted. The end of text that begins the next document is the e
 so that a model learns to stop; where a tokenizer ends texts by a token of its own, that stands behind the answer.
 
 A prompt's ids are those of the prompt alone, as generation has them. Space at its end belongs to the answer, as in
-lm-evaluation-harness: vocabularies have " word", which nothing can follow a space with. Behind them stand the ids of
-the answer as both together are encoded; where a token would reach across the border, the answer's by itself. Of a
-chat, which is encoded as one text, a token that holds any character of an answer is the answer's.
+lm-evaluation-harness: the words of most vocabularies begin with their space, and none of these could stand behind
+one. The answer's ids are those that both together have; where a token would reach across the border, those of the
+answer by itself. A chat is encoded as one text, of which a token that holds a character of an answer is the answer's.
 
 Text never becomes a special token: a message that spells one is refused, since a template's own could be forged.
 """
@@ -15,23 +15,20 @@ Text never becomes a special token: a message that spells one is refused, since 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from data.config import Data
-from data.encoding import Encoded
-from data.errors import DataError
 from data.kinds import Spec, sequence
 from data.marks import ANSWERS
-from data.mixture_config import MixtureSource
 from data.objective_config import SupervisedObjective
 from data.packing import DTYPES, Rows, make_rows
 from data.readers.base import Record
 from data.readers.fields import Malformed
+from data.record_encoder import Example, Maker, RecordEncoder, check_refused, covered
 from data.schema import to_plain
-from data.source_config import StoredSource
 from data.store import Store
 from data.tokenizer import Tokenizer
 from data.tokenizer_config import FileTokenizer
@@ -41,27 +38,6 @@ if TYPE_CHECKING:
 
 CHAT = "chat"
 NEUTRAL = "\u00b7"  # in no special token
-
-
-class Example(NamedTuple):
-    """A document of a store, without its end of text."""
-
-    ids: np.ndarray  # uint32
-    marked: np.ndarray  # bool, of each: in Prompts and Chats, whether it is to be predicted
-    text: str
-
-
-class Maker(Protocol):
-    """Makes an example of the fields of a record."""
-
-    tokenizer: Tokenizer
-    mark: str  # the name of what an example's `marked` says
-
-    def identity(self) -> dict:
-        """JSON-able facts, beside the tokenizer, that change when the examples do."""
-
-    def __call__(self, fields: dict[str, object]) -> Example:
-        """Malformed, which completes "FILE, line 12", where there is none."""
 
 
 class Prompts:
@@ -74,7 +50,7 @@ class Prompts:
         self.tokenizer, self.prompt, self.answer = tokenizer, prompt, answer
 
     def identity(self):
-        return {"prompt": self.prompt, "answer": self.answer}
+        return {"prompt": self.prompt, "answer": self.answer, "stop": self.tokenizer.stop}
 
     def __call__(self, fields):
         prompt, answer = (_text(fields[name], name) for name in (self.prompt, self.answer))
@@ -153,59 +129,10 @@ class Chats:
             )
 
 
-def covered(offsets: np.ndarray, spans: Sequence[tuple[int, int]]) -> np.ndarray:
-    """bool [tokens]: whether each holds a character of a span; `offsets` int64 [tokens, 2].
-
-    A token of no character, as some vocabularies have before a word, stands with the character behind it.
-    """
-    starts, stops = offsets[:, 0], np.maximum(offsets[:, 1], offsets[:, 0] + 1)
-    found = np.zeros(len(offsets), bool)
-    for start, stop in spans:
-        found |= (starts < stop) & (stops > start)
-    return found
-
-
 def _text(value: object, column: str) -> str:
     if not isinstance(value, str):
         raise Malformed(f": {column!r} is {value!r:.80}, expected text.")
     return value
-
-
-class RecordEncoder:
-    """Records to documents with one mark."""
-
-    def __init__(self, make: Maker, tolerance: float):
-        """`tolerance`: 0: the first record that is refused is an error; above: such are left out and counted."""
-        self.make, self.tokenizer, self.tolerance = make, make.tokenizer, tolerance
-        self.marks = (make.mark,)
-
-    def identity(self):
-        facts = {
-            "encoder": f"{self.make.mark} 1",
-            "tokenizer": self.tokenizer.fingerprint,
-            "tolerance": self.tolerance > 0,
-        }
-        return {**facts, **self.make.identity()}
-
-    def __call__(self, documents: Sequence[Record]) -> Encoded:
-        found = [example for example in map(self._example, documents) if example is not None]
-        return Encoded(
-            [example.ids for example in found],
-            {self.make.mark: [example.marked for example in found]},
-            sum(len(example.text.encode()) for example in found),
-            len(documents) - len(found),
-        )
-
-    def _example(self, record: Record) -> Example | None:
-        try:
-            return self.make(record.fields)
-        except Malformed as error:
-            if self.tolerance:
-                return None
-            raise DataError(
-                f"{record.where}{error} Mend or remove it, or set data.source.tolerance to the share that may be "
-                "passed over."
-            ) from error
 
 
 def columns(objective: SupervisedObjective) -> tuple[str, ...]:
@@ -260,25 +187,3 @@ def rows(config: Data, store: Store, seed: int, held_out: bool) -> Rows:
     """The packed rows of a store, weight on answers and ends alone. DataError where too many records were refused."""
     check_refused(config, store)
     return make_rows(store, config.length, config.packing, config.long_documents, weight_mark=ANSWERS)
-
-
-def stop_of(config: Data, tokenizer: Tokenizer) -> int:
-    """The token that ends texts. Of a tokenizer from a file `data.tokenizer.stop` says it, which no store keeps."""
-    stop = config.tokenizer.stop if isinstance(config.tokenizer, FileTokenizer) else None
-    return tokenizer.end_of_text if stop is None else tokenizer.id_of(stop)
-
-
-def check_refused(config: Data, store: Store):
-    """DataError where more records were left out of a store than `data.source.tolerance` allows."""
-    source = config.source
-    parts = [part.source for part in source.components] if isinstance(source, MixtureSource) else [source]
-    tolerances = [part.tolerance for part in parts if not isinstance(part, StoredSource)]
-    if not tolerances:  # whoever made the stores has judged them
-        return
-    refused, tolerance = store.header.get("empty_documents", 0), max(tolerances)
-    whole = refused + store.num_documents
-    if refused > tolerance * whole:
-        raise DataError(
-            f"{refused:,} of {whole:,} records of {store.directory} were refused as {config.objective.name} rows, more "
-            f"than data.source.tolerance={tolerance:g} allows. Set it to 0 to be told the first of them."
-        )

@@ -15,8 +15,9 @@ from data.objective_config import SupervisedObjective
 from data.objectives import batch_spec, objective_rows
 from data.prepare import prepare
 from data.readers.base import Record
+from data.record_encoder import RecordEncoder, covered
 from data.source_config import JsonlSource
-from data.supervised import Chats, Prompts, RecordEncoder
+from data.supervised import Chats, Prompts
 from data.templates import CHATML, Template
 from data.tokenizer_config import BpeTokenizer, ByteTokenizer
 from tests.data.chat_cases import turns
@@ -176,8 +177,8 @@ def test_a_tokenizer_with_an_end_of_its_own_puts_it_behind_the_answer(tmp_path):
 
 def test_a_token_of_a_chat_is_an_answers_where_it_holds_a_character_of_it():
     offsets = np.array([[0, 2], [2, 2], [2, 4], [4, 4], [4, 7], [7, 7], [7, 8]])
-    assert np.flatnonzero(supervised.covered(offsets, [(2, 4)])).tolist() == [1, 2]
-    assert np.flatnonzero(supervised.covered(offsets, [(3, 5), (7, 8)])).tolist() == [2, 3, 4, 5, 6]
+    assert np.flatnonzero(covered(offsets, [(2, 4)])).tolist() == [1, 2]
+    assert np.flatnonzero(covered(offsets, [(3, 5), (7, 8)])).tolist() == [2, 3, 4, 5, 6]
 
 
 def test_messages_behind_the_last_answer_are_left_out(bpe):
