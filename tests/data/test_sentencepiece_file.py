@@ -127,17 +127,18 @@ def test_pieces_that_are_not_in_use_keep_their_ids():
 
 
 def test_user_defined_pieces_are_as_likely_as_sentencepiece_has_them():
-    """Not of the score 0 that their file says: the longer piece is likelier than what is defined and the rest."""
-    model = sentencepiece_model_pb2.ModelProto.FromString(trained(**MODELS["unigram, user-defined"]))
-    for name, score in (("zz", -0.5), ("學而時習之", -5.0), ("時習之", -4.5)):
-        for piece in [piece for piece in model.pieces if piece.piece == name]:
-            model.pieces.remove(piece)
-        model.pieces.add(piece=name, score=score)
-    data = model.SerializeToString()
-    made, theirs = Tokenizer(sentencepiece_file.content(data, "x"), "</s>"), sentencepiece.SentencePieceProcessor
-    ids = made.encode("學而時習之 學而 <user>")
-    assert ids == theirs(model_proto=data).encode("學而時習之 學而 <user>")
-    assert made.id_of("學而時習之") in ids and made.id_of("學而") in ids
+    """Likelier than the score 0 that their file says, by their length."""
+    for likelihood in (-4.5, -4.2, -3.9, -3.5, -1.0):  # 學而 is worth 0.5
+        model = sentencepiece_model_pb2.ModelProto.FromString(trained(**MODELS["unigram, user-defined"]))
+        for name, score in (("學而時習之", likelihood), ("時習之", -4.5)):
+            for piece in [piece for piece in model.pieces if piece.piece == name]:
+                model.pieces.remove(piece)
+            model.pieces.add(piece=name, score=score)
+        data, text = model.SerializeToString(), "學而時習之 學而 <user>"
+        made, theirs = Tokenizer(sentencepiece_file.content(data, "x"), "</s>"), sentencepiece.SentencePieceProcessor
+        ids = made.encode(text)
+        assert ids == theirs(model_proto=data).encode(text)
+        assert (made.id_of("學而時習之") in ids) == (likelihood > -4.0)
 
 
 def test_special_tokens_are_cut_where_no_piece_is():
