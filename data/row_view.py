@@ -90,7 +90,7 @@ def _predicted(row: Row, speller: Speller, limit: int) -> list[Stretch]:
         found.append(_stretch(title, ids, loss, speller, limit))
         limit -= ids.size
         if limit <= 0 and segment < segments:
-            return [*found, Stretch(f"{segments - segment:,} segments more", [])]
+            return [*found, Stretch(f"{_count(segments - segment, 'segment')} more", [])]
     return found
 
 
@@ -148,5 +148,5 @@ def _joined(tokens: Iterable[Token]) -> str:
     return legible(b"".join(token.content for token in tokens))
 
 
-def _count(size: int) -> str:
-    return f"{size:,} token{'' if size == 1 else 's'}"
+def _count(size: int, what: str = "token") -> str:
+    return f"{size:,} {what}{'' if size == 1 else 's'}"

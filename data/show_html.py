@@ -30,6 +30,7 @@ mark { color: inherit; background: var(--loss); border-bottom: 2px solid var(--l
 .read { text-decoration: line-through; color: var(--faint); }
 """
 BAR, STEP, HEIGHT = 26, 34, 120  # pixels: of a bar, from one to the next, of the highest
+NAME = 20  # characters that fit beside a bar
 
 
 def html(shown: Shown) -> str:
@@ -91,7 +92,7 @@ def _bars(shares: Iterable[tuple[str, float]]) -> str:
     for place, (name, share) in enumerate(found):
         y = place * BAR
         parts += [
-            f'<text x="0" y="{y + 16}">{escape(name)}</text>',
+            f'<text x="0" y="{y + 16}">{escape(_shortened(name))}<title>{escape(name)}</title></text>',
             f'<rect class="rest" x="160" y="{y + 4}" width="400" height="16"/>',
             f'<rect class="bar" x="160" y="{y + 4}" width="{400 * share:.2f}" height="16"/>',
             f'<text x="570" y="{y + 16}">{share:.2%}</text>',
@@ -115,6 +116,11 @@ def _histogram(source: Source) -> str:
     caption = "<figcaption>documents with so many tokens, or up to twice as many</figcaption>"
     width = STEP * len(source.lengths) + 8
     return f"<figure>{_drawing(width, HEIGHT + 44, told, parts)}{caption}</figure>"
+
+
+def _shortened(name: str) -> str:
+    """As much of a name as stands beside a bar."""
+    return name if len(name) <= NAME else f"{name[: NAME - 1]}…"
 
 
 def _short(count: int) -> str:

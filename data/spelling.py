@@ -85,5 +85,5 @@ def _shown(character: str) -> str:
         return chr(PICTURES + point)
     if point == 0x7F:
         return "\u2421"
-    hidden = unicodedata.category(character) in ("Cc", "Cf", "Zl", "Zp", "Co", "Cn") and character not in JOINERS
+    hidden = unicodedata.category(character) in ("Cc", "Cf", "Zl", "Zp", "Co") and character not in JOINERS
     return f"\\u{{{point:x}}}" if hidden else character

@@ -82,7 +82,9 @@ class Chats:
 
     def __init__(self, tokenizer: Tokenizer, template: Template, column: str):
         self.tokenizer, self.template, self.column = tokenizer, template, column
-        self._special: dict[tuple, list[int]] = {}
+        self._names = tokenizer.special_tokens
+        self._ids = np.array(list(self._names.values()), np.uint32)
+        self._expected: dict[tuple, np.ndarray] = {}  # the special tokens of conversations of the same shape
 
     def identity(self):
         return {"messages": self.column, "template": self.template.fingerprint}
@@ -92,7 +94,7 @@ class Chats:
 
         messages = messages_of(fields[self.column], self.column)
         self._check_spelling(messages)
-        text, spans = rendered(self.template, messages, self.tokenizer.special_tokens)
+        text, spans = rendered(self.template, messages, self._names)
         ids, offsets = self.tokenizer.encode_trusted(text)
         self._check_special(messages, ids)
         answers = covered(offsets, spans)
@@ -104,7 +106,7 @@ class Chats:
 
     def _check_spelling(self, messages: list[dict[str, str]]):
         for number, message in enumerate(messages, 1):
-            for token in self.tokenizer.special_tokens:
+            for token in self._names:
                 if token in message["content"]:
                     raise Malformed(
                         f": message {number} of {self.column!r} spells the special token {token}, which would forge "
@@ -113,16 +115,16 @@ class Chats:
 
     def _check_special(self, messages: list[dict[str, str]], ids: np.ndarray):
         """Malformed where what surrounds a message has made a special token of it: other text makes others."""
-        special = set(self.tokenizer.special_tokens.values())
         shape = tuple((message["role"], bool(message["content"].strip())) for message in messages)
-        if shape not in self._special:
+        if shape not in self._expected:
             plain = [{"role": role, "content": NEUTRAL if filled else ""} for role, filled in shape]
             try:
                 text, _ = self.template.render(plain)
             except ValueError as error:
                 raise Malformed(f": {error}") from error
-            self._special[shape] = [i for i in self.tokenizer.encode_trusted(text)[0].tolist() if i in special]
-        if [i for i in ids.tolist() if i in special] != self._special[shape]:
+            expected = self.tokenizer.encode_trusted(text)[0]
+            self._expected[shape] = expected[np.isin(expected, self._ids)]
+        if not np.array_equal(ids[np.isin(ids, self._ids)], self._expected[shape]):
             raise Malformed(
                 f": a message of {self.column!r} and what the chat template {self.template.name} puts around it spell "
                 "a special token together, which would forge what only the template writes."
