@@ -84,6 +84,7 @@ def main():
         except UserError as error:
             answer = {"error": type(error).__name__, "text": str(error)}
         except MemoryError:
+            print("a worker process has no memory left", file=sys.stderr, flush=True)
             os._exit(1)
         except Exception:
             answer = {"bug": traceback.format_exc()}

@@ -69,7 +69,8 @@ def _sample(rest: Sequence[str]):
 
 
 def _append(rest: Sequence[str]):
-    parser = Parser("data.store append", append.__doc__.splitlines()[0])
+    about = "The documents of a recipe's source behind those of a token store, which is made where it is missing."
+    parser = Parser("data.store append", about)
     parser.add_argument("--store", type=Path, required=True, metavar="DIR", help="a token store, or where to make it")
     parser.add_argument("--config", required=True, metavar="FILE.py[:arg]", help="a recipe, or a run's config.json")
     parser.add_argument(

@@ -17,6 +17,8 @@ import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from data.errors import DataError
+
 
 def usable_cpus() -> int:
     """Cores that this process may run on."""
@@ -44,8 +46,14 @@ class Workers:
 
     def _start(self, command: list[str], environment: dict[str, str]):
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        # A process group of its own: an interrupt from the terminal is ours to hand on.
-        process = subprocess.Popen(command, env=environment, process_group=0, **pipes)
+        try:
+            # A process group of its own: an interrupt from the terminal is ours to hand on.
+            process = subprocess.Popen(command, env=environment, process_group=0, **pipes)
+        except OSError as error:
+            raise DataError(
+                f"Worker process {len(self._processes) + 1} cannot be started: {error.strerror}. Set data.workers to a "
+                "smaller number."
+            ) from error
         self._processes.append(process)
         threading.Thread(target=self._serve, args=(process,), daemon=True).start()
 

@@ -173,6 +173,20 @@ def test_a_worker_that_dies_ends_the_build(workers, lines, tmp_path):
     assert sorted(reads(lines)) == [f"{i}.txt" for i in range(FILES) if i not in kept]
 
 
+def test_more_workers_than_can_be_started_is_an_error(lines, tmp_path):
+    script = (
+        "import resource, sys; from data import build; from data.errors import DataError\n"
+        "from data.encoding import TextEncoder; from data.tokenizer import byte_tokenizer\n"
+        "from tests.data.line_reader import LineReader\n"
+        "build.SMALL_BYTES = 0; resource.setrlimit(resource.RLIMIT_NOFILE, (14, 14))\n"
+        "try: build.build(sys.argv[1], LineReader(sys.argv[2]), 'train', TextEncoder(byte_tokenizer()), {}, 6)\n"
+        "except DataError as error: print(error)\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "store"), str(lines)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "cannot be started: Too many open files. Set data.workers to a smaller number" in result.stdout
+
+
 def test_a_full_disk_is_a_storage_error(lines, tmp_path):
     script = (
         "import resource, signal, sys; from data import build; from data.errors import StorageError\n"
