@@ -1,8 +1,8 @@
 """Sources of text: each yields the documents of a split in one fixed order, or says why it cannot.
 
 Which side a document of files is on, training or validation, follows from the SHA-256 of its text: copies of
-a document are never on both sides, and adding files moves no other document. A new source is one class and
-one entry in READERS.
+a document are never on both sides, and adding files moves no other document. Data sets by name bring splits of
+their own, which are taken as they are. A new source is one class and one entry in READERS.
 """
 
 from __future__ import annotations

@@ -140,7 +140,7 @@ class BaseReader:
                 first = first or document
             else:
                 raise document
-        if malformed > tolerance * records:
+        if records and malformed / records > tolerance:
             raise DataError(
                 f"{malformed:,} of {records:,} records of {part.path} are malformed, more than "
                 f"data.source.tolerance={tolerance:g} allows. The first: {first}"

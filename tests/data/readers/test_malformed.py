@@ -179,6 +179,14 @@ def test_malformed_records_pass_under_a_tolerance_and_are_counted(name, tmp_path
         train(source(name, path))
 
 
+def test_the_tolerated_share_is_exact(tmp_path):
+    """29 of 100 are 0.29 of them, which 0.29 * 100 is not in binary."""
+    (tmp_path / "a.file").write_text('{"text": "a"}\n' * 71 + "{\n" * 29)
+    assert len(train(source("jsonl", tmp_path / "a.file", tolerance=0.29))) == 71
+    with pytest.raises(DataError, match="29 of 100 records"):
+        train(source("jsonl", tmp_path / "a.file", tolerance=0.28))
+
+
 def test_a_malformed_record_is_counted_on_one_side(tmp_path):
     reader = sources.reader(
         source("jsonl", with_one_bad("jsonl", tmp_path), tolerance=0.5, validation_fraction=0.3), "unused"

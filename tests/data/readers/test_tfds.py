@@ -1,6 +1,7 @@
 """TFDS data sets with configuration, version and slices, in parts."""
 
 import pickle
+import socket
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,15 @@ def test_slices_in_parts(part_bytes, prepared):
     fields = {"train_split": "train[:90%]", "validation_split": "train[90%:]"}
     kept, held_out = (documents(prepared, split, part_bytes, **fields) for split in ("train", "validation"))
     assert kept + held_out == whole and held_out
+
+
+def test_what_is_prepared_opens_no_socket(prepared, monkeypatch):
+    def refuse(*arguments, **options):
+        raise AssertionError("a socket")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    assert documents(prepared, "train")
 
 
 def test_columns(prepared):
