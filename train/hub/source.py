@@ -56,7 +56,9 @@ def open_directory(path: Path) -> Source:
     tokenizer, settings = tokenizer_files.read(path)
     end = tokenizer_files.end_of_text(tokenizer, settings, config, path / "tokenizer.json")
     stop = tokenizer_files.stop(tokenizer, settings, config, path / "tokenizer.json")
-    notes = ("it has no tokenizer.json and no vocab.txt",) if tokenizer is None else ()
+    notes = (
+        ("it has no tokenizer.json, no vocab.txt and no tokenizer.model of SentencePiece",) if tokenizer is None else ()
+    )
     return Source(path, config, safetensors.read_directory(path), tokenizer, end, stop, notes)
 
 

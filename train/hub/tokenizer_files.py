@@ -9,7 +9,7 @@ from typing import Any
 
 import tokenizers
 
-from data import wordpiece
+from data import sentencepiece_file, special_tokens, tiktoken_file, wordpiece
 from data.errors import DataError
 from data.files import storage_errors, write_durably
 from data.tokenizer import END_OF_TEXT_NAMES, MASK_NAMES
@@ -34,13 +34,16 @@ def read(directory: Path) -> tuple[dict | None, dict]:
     """(content of a tokenizer.json or None, content of tokenizer_config.json) of a model's directory.
 
     A vocab.txt becomes BERT's WordPiece; text is lower-cased unless the tokenizer_config.json says otherwise, and
-    what that says stands above a tokenizer.json of BERT's rules. Padding and truncation are turned off.
+    what that says stands above a tokenizer.json of BERT's rules. A tokenizer.model is SentencePiece's. Padding and
+    truncation are turned off.
     """
     settings = read_object(directory / "tokenizer_config.json") or {}
     content = read_object(directory / "tokenizer.json")
     if content is None and (directory / "vocab.txt").exists():
         content = wordpiece.content(wordpiece.read_vocabulary(directory / "vocab.txt"), lowercase=True)
         content["post_processor"] = pair_template(content)
+    if content is None and (directory / "tokenizer.model").exists():
+        content = from_sentencepiece(directory / "tokenizer.model", settings)
     if content is None:
         return None, settings
     vocabulary_of(content, directory / "tokenizer.json")
@@ -51,6 +54,35 @@ def read(directory: Path) -> tuple[dict | None, dict]:
     content = {**content, "truncation": None, "padding": None}
     vocabulary_of(content, directory / "tokenizer_config.json")
     return content, settings
+
+
+def from_sentencepiece(path: Path, settings: Mapping[str, Any]) -> dict | None:
+    """Llama's, Mistral's and Gemma's: the model, tokens added to it, and the beginning of text put before each.
+
+    None for a file of ranks that bears the same name: it tells no special tokens.
+    """
+    with storage_errors(path, "read"):
+        data = path.read_bytes()
+    if tiktoken_file.matches(data):
+        return None
+    content = sentencepiece_file.content(data, path)
+    try:
+        added = {entry["content"]: int(index) for index, entry in (settings.get("added_tokens_decoder") or {}).items()}
+        content = special_tokens.extended(content, sorted(added, key=added.get))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DataError(f"The added_tokens_decoder in tokenizer_config.json beside {path} is none: {error}.") from error
+    vocabulary = vocabulary_of(content, path)
+    moved = [token for token, index in added.items() if vocabulary[token] != index]
+    if moved:
+        raise DataError(
+            f"{path} has {moved[0]} as {vocabulary[moved[0]]}, but its tokenizer_config.json as {added[moved[0]]}. Get "
+            "both from one source, or a tokenizer.json."
+        )
+    begins = settings.get("bos_token") or "<s>"
+    begins = begins["content"] if isinstance(begins, dict) else begins
+    if begins in vocabulary and settings.get("add_bos_token") is not False:
+        content["post_processor"] = beginning(begins, vocabulary[begins])
+    return content
 
 
 def read_object(path: Path) -> dict | None:

@@ -1,8 +1,10 @@
 """Tokenizers beside published weights: which token begins a document, and what an export tells of special tokens."""
 
+import io
 import json
 
 import pytest
+import sentencepiece
 import tokenizers
 from tokenizers import models, processors
 
@@ -92,3 +94,52 @@ def test_a_file_that_is_no_tokenizer_is_refused(text, tmp_path):
     (tmp_path / "tokenizer.json").write_text(text)
     with pytest.raises(DataError, match="tokenizer.json"):
         tokenizer_files.read(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def llama() -> bytes:
+    """A SentencePiece model as Llama has it."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        **{"sentence_iterator": iter(["the quick brown fox"] * 9), "model_writer": model, "vocab_size": 290},
+        **{"model_type": "bpe", "byte_fallback": True, "normalization_rule_name": "identity", "minloglevel": 2},
+        **{"remove_extra_whitespaces": False, "hard_vocab_limit": False},
+    )
+    return model.getvalue()
+
+
+def test_a_sentencepiece_model_is_read_with_what_was_added_to_it(llama, tmp_path):
+    (tmp_path / "tokenizer.model").write_bytes(llama)
+    theirs = sentencepiece.SentencePieceProcessor(model_proto=llama)
+    size = theirs.vocab_size()
+    added = {str(index): {"content": name} for name, index in (("<s>", 1), ("<|user|>", size), ("<|end|>", size + 1))}
+    settings = {"added_tokens_decoder": added, "bos_token": {"content": "<s>"}, "eos_token": "</s>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    found, told = tokenizer_files.read(tmp_path)
+    whole = tokenizers.Tokenizer.from_str(json.dumps(found))
+    assert whole.encode("the fox  中").ids == [1, *theirs.encode("the fox  中")]
+    assert (whole.token_to_id("<|user|>"), whole.token_to_id("<|end|>")) == (size, size + 1)
+    assert end_of_text(found, told, {}, tmp_path) == "<s>" and tokenizer_files.stop(found, told, {}, tmp_path) == "</s>"
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**settings, "add_bos_token": False}))
+    found, told = tokenizer_files.read(tmp_path)
+    assert tokenizers.Tokenizer.from_str(json.dumps(found)).encode("fox").ids == theirs.encode("fox")
+
+
+@pytest.mark.parametrize(
+    ("added", "message"),
+    [
+        ({"900": {"content": "<|user|>"}}, r"tokenizer\.model has <\|user\|> as \d+, but its .* as 900"),
+        ({"x": {"content": "<|user|>"}}, "added_tokens_decoder in tokenizer_config.json beside .* is none"),
+        ({"900": "<|user|>"}, "added_tokens_decoder .* is none"),
+    ],
+)
+def test_a_sentencepiece_model_and_settings_of_another_are_refused(llama, added, message, tmp_path):
+    (tmp_path / "tokenizer.model").write_bytes(llama)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": added}))
+    with pytest.raises(DataError, match=message):
+        tokenizer_files.read(tmp_path)
+
+
+def test_ranks_of_the_same_name_are_not_guessed_at(tmp_path):
+    (tmp_path / "tokenizer.model").write_bytes(b"IQ== 0\nIg== 1\n")
+    assert tokenizer_files.read(tmp_path) == (None, {})
