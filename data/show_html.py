@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from data.overview import Source
-from data.row_view import Piece, RowView
+from data.row_view import Piece, RowView, Stretch
 from data.show import Shown, layout
 
 STYLE = """
@@ -93,8 +93,8 @@ def _bars(shares: Iterable[tuple[str, float]]) -> str:
         y = place * BAR
         parts += [
             f'<text x="0" y="{y + 16}">{escape(_shortened(name))}<title>{escape(name)}</title></text>',
-            f'<rect class="rest" x="160" y="{y + 4}" width="400" height="16"/>',
-            f'<rect class="bar" x="160" y="{y + 4}" width="{400 * share:.2f}" height="16"/>',
+            f'<rect class="rest" fill="#d0d7de" x="160" y="{y + 4}" width="400" height="16"/>',
+            f'<rect class="bar" fill="#3b6ea8" x="160" y="{y + 4}" width="{400 * share:.2f}" height="16"/>',
             f'<text x="570" y="{y + 16}">{share:.2%}</text>',
         ]
     return _drawing(640, BAR * len(found), ", ".join(f"{name} {share:.2%}" for name, share in found), parts)
@@ -107,7 +107,7 @@ def _histogram(source: Source) -> str:
     for place, (shortest, count) in enumerate(source.lengths):
         x, height = place * STEP + 4, HEIGHT * count / top
         parts += [
-            f'<rect class="bar" x="{x}" y="{HEIGHT + 20 - height:.2f}" width="{BAR}" height="{height:.2f}">'
+            f'<rect class="bar" fill="#3b6ea8" x="{x}" y="{HEIGHT + 20 - height:.2f}" width="{BAR}" height="{height:.2f}">'
             f"<title>{count:,} documents of {shortest:,} to {2 * shortest - 1:,} tokens</title></rect>",
             f'<text x="{x + BAR / 2}" y="{HEIGHT + 14 - height:.2f}" text-anchor="middle">{_short(count)}</text>',
             f'<text x="{x + BAR / 2}" y="{HEIGHT + 36}" text-anchor="middle">{_short(shortest)}</text>',
@@ -143,12 +143,14 @@ def _row(row: RowView) -> str:
         f"row {row.row:,} of epoch {row.epoch:,} of {escape(row.source)}: {row.tokens:,} tokens, {row.predicted:,} to "
         f"predict, {share:.1%} padding"
     )
-    stretches = "".join(
-        f'<div class="title">{escape(stretch.title)}</div>'
-        f'<div class="text" dir="auto">{"".join(map(_piece, stretch.pieces))}</div>'
-        for stretch in row.stretches
-    )
+    stretches = "".join(map(_stretch, row.stretches))
     return f'<div class="row"><div class="title">{title}</div>{stretches}</div>'
+
+
+def _stretch(stretch: Stretch) -> str:
+    pieces = "".join(map(_piece, stretch.pieces))
+    text = f'<div class="text" dir="auto">{pieces}</div>' if pieces else ""
+    return f'<div class="title">{escape(stretch.title)}</div>{text}'
 
 
 def _piece(piece: Piece) -> str:
