@@ -29,7 +29,7 @@ mark { color: inherit; background: var(--loss); border-bottom: 2px solid var(--l
 .special { border: 1px solid var(--line); border-radius: 3px; color: var(--faint); }
 .read { text-decoration: line-through; color: var(--faint); }
 """
-BAR, STEP, HEIGHT = 26, 34, 120  # pixels: of a bar, from one to the next, of the highest
+BAR, STEP, HEIGHT = 26, 38, 120  # pixels: of a bar, from one to the next, of the highest
 NAME = 20  # characters that fit beside a bar
 
 
@@ -107,10 +107,11 @@ def _histogram(source: Source) -> str:
     for place, (shortest, count) in enumerate(source.lengths):
         x, height = place * STEP + 4, HEIGHT * count / top
         parts += [
-            f'<rect class="bar" fill="#3b6ea8" x="{x}" y="{HEIGHT + 20 - height:.2f}" width="{BAR}" height="{height:.2f}">'
+            f'<rect class="bar" fill="#3b6ea8" x="{x}" y="{HEIGHT + 20 - height:.2f}" width="{BAR}" '
+            f'height="{height:.2f}">'
             f"<title>{count:,} documents of {shortest:,} to {2 * shortest - 1:,} tokens</title></rect>",
             f'<text x="{x + BAR / 2}" y="{HEIGHT + 14 - height:.2f}" text-anchor="middle">{_short(count)}</text>',
-            f'<text x="{x + BAR / 2}" y="{HEIGHT + 36}" text-anchor="middle">{_short(shortest)}</text>',
+            f'<text x="{x + BAR / 2}" y="{HEIGHT + 36}" text-anchor="middle">{_power(shortest)}</text>',
         ]
     told = ", ".join(f"{count:,} from {shortest:,} on" for shortest, count in source.lengths)
     caption = "<figcaption>documents with so many tokens, or up to twice as many</figcaption>"
@@ -121,6 +122,14 @@ def _histogram(source: Source) -> str:
 def _shortened(name: str) -> str:
     """As much of a name as stands beside a bar."""
     return name if len(name) <= NAME else f"{name[: NAME - 1]}…"
+
+
+def _power(length: int) -> str:
+    """A power of two: 1k is 1,024."""
+    for bits, unit in ((30, "G"), (20, "M"), (10, "k")):
+        if length >> bits:
+            return f"{length >> bits}{unit}"
+    return str(length)
 
 
 def _short(count: int) -> str:
