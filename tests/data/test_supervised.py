@@ -7,19 +7,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from data import supervised, tokenizer
+from data import sources, supervised, tokenizer
+from data.build import build
 from data.config import Data, check
 from data.errors import DataError
 from data.marks import ANSWERS
 from data.objective_config import SupervisedObjective
-from data.objectives import batch_spec, objective_rows
+from data.objectives import batch_spec, columns_of, encoder_of, objective_rows
 from data.prepare import prepare
 from data.readers.base import Record
 from data.record_encoder import RecordEncoder, covered
 from data.source_config import JsonlSource
+from data.store import Store
 from data.supervised import Chats, Prompts
 from data.templates import CHATML, Template
-from data.tokenizer_config import BpeTokenizer, ByteTokenizer
+from data.tokenizer_config import BpeTokenizer, ByteTokenizer, WordPieceTokenizer
 from tests.data.chat_cases import turns
 
 CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
@@ -157,15 +159,9 @@ def test_an_answers_ids_are_those_of_the_whole_text_where_no_token_reaches_acros
 
 def test_an_unknown_word_that_reaches_across_the_border_is_cut_there():
     """The ids of the whole begin with the prompt's, an unknown word being one token however long it is."""
-    words = tokenizer.train_wordpiece(["a b c"], tokenizer_config())
+    words = tokenizer.train_wordpiece(["a b c"], WordPieceTokenizer(vocab_size=300, max_characters=100))
     ids, count = supervised.join(words, "a ☃", "☃")
     assert ids.tolist() == words.encode("a ☃") + words.encode("☃") and count == 2
-
-
-def tokenizer_config():
-    from data.tokenizer_config import WordPieceTokenizer
-
-    return WordPieceTokenizer(vocab_size=300, max_characters=100)
 
 
 def test_a_tokenizer_with_an_end_of_its_own_puts_it_behind_the_answer(tmp_path):
@@ -263,6 +259,19 @@ def test_an_encoder_goes_to_other_processes(bpe):
     for left, right in zip(encoder([record]), again([record]), strict=True):
         np.testing.assert_equal(left, right)
     assert again.identity() == encoder.identity()
+
+
+def test_a_store_is_the_same_with_any_number_of_workers(tmp_path):
+    config = chats(tmp_path)
+    made = tokenizer.byte_tokenizer(CHATML_TOKENS)
+    found = []
+    for part_bytes, workers in ((1 << 20, 1), (100, 2)):
+        columns = columns_of(config.objective)
+        reader = sources.reader(config.source, config.cache_dir, columns, part_bytes=part_bytes)
+        assert (len(reader.parts("train")) > 1) == (workers > 1)
+        build(tmp_path / f"{workers}", reader, "train", encoder_of(config, made), {}, workers)
+        found.append(Store(tmp_path / f"{workers}").fingerprint)
+    assert found[0] == found[1] == prepare(config).train.fingerprint
 
 
 def test_another_template_or_column_makes_another_store(tmp_path):
