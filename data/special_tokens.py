@@ -34,11 +34,15 @@ def extended(content: dict, tokens: Iterable[str]) -> dict:
     ValueError where the library would give them other ids, because those that are taken have gaps.
     """
     vocabulary, new = vocabulary_of(content), {}
+    added = {entry["content"]: entry for entry in content.get("added_tokens") or []}
+    following = max(vocabulary.values()) + 1
     for token in tokens:
-        index = vocabulary.get(token, max(vocabulary.values()) + 1)
-        new |= {} if token in vocabulary else {token: index}
-        vocabulary[token] = index
-        content = {**content, "added_tokens": with_special(content.get("added_tokens") or [], token, index)}
+        if token not in vocabulary:
+            vocabulary[token] = new[token] = following
+            following += 1
+        entry = added.get(token, {"id": vocabulary[token], "content": token, **FLAGS})
+        added[token] = {**entry, "special": True}
+    content = {**content, "added_tokens": [*added.values()]}
     words = content["model"]["vocab"]
     if vocabulary_of(content) != vocabulary and isinstance(words, dict):  # what the model has, has its id
         content = {**content, "model": {**content["model"], "vocab": {**words, **new}}}
