@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from data import source_config
 from data.schema import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, Rule, one_of, refusals
-from data.source_config import FileSource, JsonlSource, Source
+from data.source_config import FileSource, JsonlSource, Source, StoredSource, TextSource
 
 KINDS = ("email", "phone", "ip", "cn_id", "cn_phone", "credit_card", "iban")  # of personal data
 
@@ -291,7 +291,12 @@ def check(config: Curation) -> list[tuple[str, str]]:
     for name in ("exact_dedup", "minhash"):
         if names.count(name) > 1:
             problems.append(("stages", f"holds {name} twice; documents that are gone cannot be found again"))
-    if config.keep and not hasattr(config.source, "field"):
+    problems += [(f"source.{key}", clash.replace("data.", "")) for key, clash in source_config.check(config.source)]
+    if isinstance(config.source, StoredSource):
+        problems.append(
+            ("source.name", "is store, which holds ids and no text to curate; name the text they came from")
+        )
+    if config.keep and isinstance(config.source, TextSource):
         problems.append(("keep", f"is {list(config.keep)}, but source.name={config.source.name} has no columns"))
     if isinstance(config.executor, SlurmExecutor):
         if not config.executor.partition:

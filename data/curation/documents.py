@@ -59,16 +59,16 @@ class ReadSource(PipelineStep):
         self.config, self.tally = config, tally
 
     def run(self, data=None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        keep, tally = self.config.keep, Tally(self.config.samples)
+        keep, tally, field = self.config.keep, Tally(self.config.samples), text_field(self.config)
         with source_errors():
             reader = open_source(self.config)
             parts = reader.parts("train")
             for part in parts[rank * len(parts) // world_size : (rank + 1) * len(parts) // world_size]:
                 place = f"{os.path.basename(part.path)}:{part.start}"
                 for index, found in enumerate(reader.read(part, "train")):
-                    text = found.fields[self.config.source.field] if keep else found
+                    text = found.fields[field] if keep else found
                     if not isinstance(text, str):
-                        raise DataError(f"{found.where}: {self.config.source.field!r} (source.field) is no text.")
+                        raise DataError(f"{found.where}: {field!r} (source.field) is no text.")
                     tally.enters(text)
                     tally.leaves(text)
                     kept = {key: found.fields[key] for key in keep} if keep else {}
@@ -79,9 +79,14 @@ class ReadSource(PipelineStep):
         tally.write(Path(self.tally) / f"{task_name(rank)}.json")
 
 
+def text_field(config: Curation) -> str:
+    """The column that holds the text; a crawl's is always the same."""
+    return getattr(config.source, "field", TEXT)
+
+
 def open_source(config: Curation) -> sources.Reader:
     """The reader of a recipe's source. Raises DataError where there is nothing to read."""
-    columns = (config.source.field, *config.keep) if config.keep else None
+    columns = (text_field(config), *config.keep) if config.keep else None
     return sources.reader(config.source, os.path.abspath(config.cache_dir), columns, config.part_bytes)
 
 

@@ -16,6 +16,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -56,6 +57,7 @@ class Careful(PipelineExecutor):
         folder = Path(self.logging_dir.path)
         try:
             with storage_errors(folder), quiet():
+                (folder / ERRORS / task_name(rank)).unlink(missing_ok=True)
                 return super()._run_for_rank(rank, *arguments, **named)
         except UserError as error:
             with contextlib.suppress(OSError):  # the disk may be what is in trouble
@@ -101,12 +103,14 @@ class Slurm(Careful, SlurmPipelineExecutor):
         pass
 
     def script(self) -> str:
-        """What sbatch would be given."""
-        folder = self.logging_dir.resolve_paths("executor.pik")
-        return self.get_launch_file_contents(
-            self.get_sbatch_args(min(self.tasks, self.max_array_size)),
-            f"srun  -l -n 1 launch_pickled_pipeline {folder}",
-        )
+        """What sbatch would be given. Writes nothing: datatrove makes the folder of the logs, so it is another one."""
+        wanted = self.slurm_logs_folder
+        with tempfile.TemporaryDirectory() as self.slurm_logs_folder:
+            arguments = self.get_sbatch_args(min(self.tasks, self.max_array_size))
+            arguments = {key: str(value).replace(self.slurm_logs_folder, wanted) for key, value in arguments.items()}
+        self.slurm_logs_folder = wanted
+        pickled = self.logging_dir.resolve_paths("executor.pik")
+        return self.get_launch_file_contents(arguments, f"srun  -l -n 1 launch_pickled_pipeline {pickled}")
 
 
 def local(step: Step, folder: Path, settings: LocalExecutor) -> Local:

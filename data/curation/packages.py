@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import importlib.util
 
@@ -19,11 +20,22 @@ def needed(config: Curation) -> tuple[str, ...]:
 def require(config: Curation):
     """Raises ConfigError naming the packages that are missing and how to install them."""
     missing = [name for name in needed(config) if importlib.util.find_spec(name) is None]
+    if not missing and "trafilatura" in needed(config):
+        missing = _missing_parts()
     if missing:
         raise ConfigError(
             f"Curation needs {', '.join(missing)}, which this environment lacks: pip install -r "
             "requirements-curate.txt."
         )
+
+
+def _missing_parts() -> list[str]:
+    """What trafilatura imports and does not find; it would be missed in the processes that extract, page by page."""
+    try:
+        importlib.import_module("trafilatura")
+    except ImportError as error:
+        return [f"trafilatura with all it needs ({' '.join(str(error).split())})"]
+    return []
 
 
 def versions(config: Curation) -> dict[str, str]:

@@ -184,5 +184,4 @@ def show(config: Curation) -> Iterator[str]:
 
 
 def say(line: str):
-    # Not through sys.stderr of a moment: while a step runs, that one is closed to datatrove.
-    print(f"curate: {line}", file=sys.__stderr__, flush=True)
+    print(f"curate: {line}", file=sys.stderr, flush=True)
