@@ -58,7 +58,7 @@ def test_the_scripts_are_golden(cluster, write, golden, tmp_path, capsys):
     command.main(["--config", str(recipe), "--dry_run"])
     assert not (tmp_path / "out").exists()
     printed = capsys.readouterr().out
-    for path, name in ((tmp_path, "HERE"), (ROOT, "ROOT"), (Path(sys.executable).parent, "BIN")):
+    for path, name in ((tmp_path, "HERE"), (Path(sys.executable).parent, "BIN"), (ROOT, "ROOT")):
         printed = printed.replace(str(path), name)
     golden("slurm.txt", printed)
 

@@ -142,7 +142,7 @@ def test_a_fasttext_model_of_ones_own(judged, tmp_path):
     fasttext = pytest.importorskip("fasttext", reason="needs fasttext-numpy2-wheel")
     lines = ["__label__good the river and the bridge", "__label__bad buy cheap pills now"] * 50
     (tmp_path / "train.txt").write_text("\n".join(lines))
-    model = fasttext.train_supervised(str(tmp_path / "train.txt"), epoch=20, minCount=1, verbose=0)
+    model = fasttext.train_supervised(str(tmp_path / "train.txt"), epoch=25, minCount=1, dim=8, thread=1, verbose=0)
     model.save_model(str(tmp_path / "model.bin"))
     stage = FastText(path=str(tmp_path / "model.bin"), label="good")
     assert judged(stage, "the river\nthe bridge", "cheap pills")[0] == ["the river\nthe bridge", "below_threshold"]
