@@ -103,7 +103,7 @@ def rows(store: Path, flat: Path, rounds: int, batches: int) -> dict:
     }
 
 
-def model(store: Path, rounds: int, batches: int, steps: int) -> dict:
+def model(store: Path, rounds: int, batches: int) -> dict:
     """Tokens a second that a training step of experiments.bench consumes, in its faster dtype, and that rows bring."""
     import jax.numpy as jnp
     import numpy as np
@@ -118,7 +118,7 @@ def model(store: Path, rounds: int, batches: int, steps: int) -> dict:
         bench.seconds(step, 1)  # compiles
         rates = []
         for _ in range(rounds):
-            rates.append(tokens.size / bench.seconds(step, steps))
+            rates.append(tokens.size / bench.seconds(step, 1))
             for packing, make_batch in contenders.items():
                 taken = bench_rows.seconds_of(make_batch, batches)
                 delivered[packing].append(batches * bench_rows.ROWS * bench_rows.LENGTH / taken)
@@ -180,7 +180,7 @@ def measure(known: argparse.Namespace, folder: Path) -> dict:
         found["open"] = opened(*stores, known.rounds, known.read)
     if "model" in known.parts:
         _say("training steps")
-        found["model"] = model(stores[1], known.rounds, known.batches, 2)
+        found["model"] = model(stores[1], known.rounds, known.batches)
     return found
 
 
