@@ -119,7 +119,9 @@ class WriteDocuments(PipelineStep):
     def run(self, data: Iterable[Document], rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         path = path_of(Path(self.folder), rank, self.compress)
         path.parent.mkdir(parents=True, exist_ok=True)
-        passing, count = path.with_name(f".{path.name}.tmp"), 0
+        for stray in path.parent.glob(f".{path.name}.*"):  # of a task that was killed
+            stray.unlink(missing_ok=True)
+        passing, count = path.with_name(f".{path.name}.{os.getpid()}.tmp"), 0
         try:
             with open(passing, "wb") as file:
                 # No name and no time: equal documents are equal bytes.

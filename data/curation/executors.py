@@ -29,7 +29,7 @@ from datatrove.executor.slurm import SlurmPipelineExecutor
 from loguru import logger
 
 from data.curation.config import LocalExecutor, RayExecutor, SlurmExecutor
-from data.curation.folders import completed, put, task_name
+from data.curation.folders import completed, leave_with, put, task_name
 from data.curation.plan import Step
 from data.errors import ConfigError, DataError, UserError
 from data.files import storage_errors
@@ -78,7 +78,7 @@ class Local(Careful, LocalPipelineExecutor):
             return
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOADED)
-        with ProcessPoolExecutor(workers, context) as pool:
+        with ProcessPoolExecutor(workers, context, initializer=leave_with, initargs=(os.getpid(),)) as pool:
             tasks = [pool.submit(self._run_for_rank, rank) for rank in ranks]
             try:
                 for task in as_completed(tasks):

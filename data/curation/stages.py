@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 import warnings
 from abc import abstractmethod
@@ -24,7 +25,7 @@ from datatrove.pipeline.filters.base_filter import BaseFilter, get_filter_result
 
 from data.curation import config as asked
 from data.curation import pii
-from data.curation.folders import task_name
+from data.curation.folders import leave_with, task_name
 from data.curation.tally import Tally
 from data.curation.words import Words, normalized
 from data.errors import ConfigError, DataError
@@ -144,6 +145,14 @@ def _filter(block: Callable[[Any], BaseFilter]):
     return lambda stage, tally, samples: FilterStage(tally, samples, block(stage))
 
 
+class Extractor(Trafilatura):
+    """trafilatura in datatrove's process for it, which would otherwise outlive a worker that is killed."""
+
+    def extract(self, text: str) -> str:
+        leave_with(os.getppid())
+        return super().extract(text)
+
+
 class ExtractStage(Stage):
     """The text of HTML, in a process of its own that is ended when a page takes too long."""
 
@@ -153,7 +162,7 @@ class ExtractStage(Stage):
         super().__init__(tally, samples)
         self.timeout = stage.timeout
         # trafilatura's `deduplicate` remembers earlier pages, so that a text would depend on those before it.
-        self.extractor = Trafilatura(favour_precision=stage.precision, timeout=stage.timeout, deduplicate=False)
+        self.extractor = Extractor(favour_precision=stage.precision, timeout=stage.timeout, deduplicate=False)
         self.sandbox: ExtractorSandbox | None = None
 
     def run(self, data, rank=0, world_size=1):

@@ -4,7 +4,9 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -118,6 +120,24 @@ def test_a_worker_that_is_killed_is_noticed(tmp_path, monkeypatch):
     step = Step("00-test", 3, [Dying()])
     with pytest.raises(DataError, match="A worker of 00-test was killed.*executor.workers lower"):
         executors.local(step, tmp_path / "00-test", LocalExecutor(workers=2)).run()
+
+
+def test_workers_leave_with_the_process_that_started_them(tmp_path):
+    """Otherwise they would write on beside those of the next command."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    started = subprocess.Popen([sys.executable, str(HERE / "dying.py"), str(tmp_path)], env=environment)
+    pids = [tmp_path / f"{rank}.pid" for rank in range(2)]
+    assert soon(lambda: all(path.exists() and path.read_text() for path in pids))
+    started.kill()
+    started.wait()
+    assert soon(lambda: not any(Path("/proc", path.read_text()).exists() for path in pids))
+
+
+def soon(holds, seconds: float = 60.0) -> bool:
+    end = time.monotonic() + seconds
+    while not (held := holds()) and time.monotonic() < end:
+        time.sleep(0.05)
+    return held
 
 
 def test_ray_comes_to_the_same_bytes(recipe, write, tmp_path):
