@@ -71,5 +71,5 @@ def rows(config: Data, store: Store, seed: int, held_out: bool) -> DrawnRows:
         inputs, targets = denoise(row["tokens"], denoisers, modes, sentinels, end, key)
         return arrangements.arrange(objective.arrangement, inputs, targets, end)
 
-    packed = make_rows(store, raw, config.packing)
+    packed = make_rows(store, raw, config.packing, config.long_documents)
     return DrawnRows(packed, spec(config), objective.name, drawing_seed(seed, held_out), make)

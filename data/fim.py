@@ -89,7 +89,7 @@ def rows(config: Data, store: Store, seed: int, held_out: bool) -> DrawnRows:
     objective, tokenizer = config.objective, store.tokenizer
     found = (tokenizer.special_tokens[name] for name in (objective.prefix, objective.suffix, objective.middle))
     names = Names(*found, tokenizer.end_of_text)
-    packed = make_rows(store, fim_length(objective, config.length), config.packing)
+    packed = make_rows(store, fim_length(objective, config.length), config.packing, config.long_documents)
 
     def make(row: Row, key: int) -> Row:
         return rearrange(row, objective, names, key)

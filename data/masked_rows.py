@@ -84,7 +84,7 @@ def parts(config: Data, store: Store, seed: int, held_out: bool) -> tuple:
         index = pair_index(store, config.length, objective.short_rate, copies, seed)
         inputs = PairRows(store, config.length, index)
     else:
-        inputs = make_rows(store, config.length, config.packing)
+        inputs = make_rows(store, config.length, config.packing, config.long_documents)
     special = {tokenizer.cls, tokenizer.sep, tokenizer.mask, tokenizer.pad, tokenizer.end_of_text} - {None}
     vocabulary = Vocabulary(tokenizer.vocab_size, tokenizer.mask, tuple(sorted(special)))
     return inputs, objective, vocabulary, seed

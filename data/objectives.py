@@ -25,7 +25,7 @@ def causal_spec(config: Data) -> Spec:
 
 
 def causal_rows(config: Data, store: Store, seed: int, held_out: bool) -> ObjectiveRows:
-    return make_rows(store, config.length, config.packing)
+    return make_rows(store, config.length, config.packing, config.long_documents)
 
 
 OBJECTIVES: dict[str, Kind] = {

@@ -35,5 +35,5 @@ def split(row: Row, key: int) -> Row:
 
 
 def rows(config: Data, store: Store, seed: int, held_out: bool) -> DrawnRows:
-    packed = make_rows(store, config.length, config.packing)
+    packed = make_rows(store, config.length, config.packing, config.long_documents)
     return DrawnRows(packed, spec(config), "prefix_lm", drawing_seed(seed, held_out), split)

@@ -132,7 +132,7 @@ def _prepare(config: Data, vocab_size: int | None) -> Stores:
 def _built(config: Data, vocab_size: int | None) -> Stores:
     """The stores that a source of text has become; made here where they are missing or no longer current."""
     reader = sources.reader(config.source, config.cache_dir, columns_of(config.objective))
-    identity = _identity(config)
+    identity = _identity(config, reader)
     directory = Path(config.cache_dir) / "stores" / _name(config)
     prepared = _opened(directory, identity, reader.has_validation())
     if prepared is None:
@@ -194,7 +194,7 @@ def _check_tokenizer(config: Data, vocab_size: int):
         )
 
 
-def _identity(config: Data) -> dict:
+def _identity(config: Data, reader: sources.Reader) -> dict:
     """What must be equal for a prepared store to be the one that `config` describes today.
 
     Which marks it holds is part of its name.
@@ -202,7 +202,7 @@ def _identity(config: Data) -> dict:
     settings = config.tokenizer
     loaded = tokenizer.build(settings, ()).fingerprint if isinstance(settings, FileTokenizer) else None
     return {
-        "source": sources.identity(config.source, config.cache_dir),
+        "source": {"reader_version": sources.READER_VERSION, **reader.identity()},
         "tokenizer": {**_deciding(settings), "fingerprint": loaded},
     }
 
