@@ -36,10 +36,11 @@ def norm(x, params, config: cfg.Norm):
 
 
 def sees(query: int, key: int, queries, keys, causal: bool, window: int | None) -> bool:
+    """Of places (positions, segments) or, where a prefix sees itself, (positions, segments, order)."""
     if queries[1][query] != keys[1][key]:
         return False
     distance = int(queries[0][query]) - int(keys[0][key])
-    if causal and distance < 0:
+    if causal and (distance < 0 if len(keys) == 2 else keys[2][key] > queries[2][query]):
         return False
     return window is None or abs(distance) <= window - 1
 
@@ -163,5 +164,6 @@ def row_logits(params: dict, config: cfg.Model, tokens, places):
 
 def logits(params: dict, config: cfg.Model, batch: dict):
     """Float64 logits `[B, L, vocab_size]`."""
-    rows = zip(batch["tokens"], batch["positions"], batch["segment_ids"], strict=True)
-    return np.stack([row_logits(params, config, row, (positions, segments)) for row, positions, segments in rows])
+    names = ("positions", "segment_ids", *(("order",) if config.attention.prefix else ()))
+    rows = zip(batch["tokens"], *(batch[name] for name in names), strict=True)
+    return np.stack([row_logits(params, config, row, places) for row, *places in rows])

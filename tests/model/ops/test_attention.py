@@ -29,6 +29,10 @@ PLACES = Places(
     np.array([[4, 5, 6, 7, 0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 0, 0, 0, 0, 0]], np.int32),
     np.array([[1, 1, 1, 1, 2, 2, 2, 2, 2, 2], [1, 1, 1, 1, 1, 2, 0, 0, 0, 0]], np.int32),
 )
+# The same, each document begun by a prefix: of 2 tokens and of 4; of all 5, and of the one.
+ORDERED = PLACES._replace(order=np.array([[5, 5, 6, 7, 3, 3, 3, 3, 4, 5], [4, 4, 4, 4, 4, 0, 0, 0, 0, 0]], np.int32))
+EVERYWHERE = {"places": PLACES, "prefixes": ORDERED}
+everywhere = pytest.mark.parametrize("places", EVERYWHERE.values(), ids=EVERYWHERE)
 SEGMENTS = ((0, slice(0, 4)), (0, slice(4, 10)), (1, slice(0, 5)), (1, slice(5, 6)))
 
 
@@ -47,19 +51,20 @@ def differentiate(kernel, inputs, queries, keys, rule):
 
 
 def row(places: Places, index: int):
-    return places.positions[index], places.segments[index]
+    return [part[index] for part in places if part is not None]
 
 
+@everywhere
 @pytest.mark.parametrize("kv_heads", (4, 2, 1))
-def test_the_reference_is_the_formula(kv_heads):
+def test_the_reference_is_the_formula(kv_heads, places):
     q, k, v, _ = make(kv_heads)
 
     @jit
     def run(q, k, v):
-        return {name: reference(q, k, v, PLACES, PLACES, rule) for name, rule in RULES.items()}
+        return {name: reference(q, k, v, places, places, rule) for name, rule in RULES.items()}
 
     def expected(rule):
-        return [formulas.attention(q[b], k[b], v[b], row(PLACES, b), row(PLACES, b), rule) for b in range(B)]
+        return [formulas.attention(q[b], k[b], v[b], row(places, b), row(places, b), rule) for b in range(B)]
 
     close(run(q, k, v), {name: np.stack(expected(rule)) for name, rule in RULES.items()}, 1e-6)
 
@@ -72,14 +77,15 @@ def test_queries_need_not_be_the_keys():
     close(run(q[:, 3:5], k, v, late), run(q, k, v, PLACES)[:, 3:5], 1e-6)
 
 
+@everywhere
 @fast_kernels
 @pytest.mark.parametrize("dtype", ("float32", "bfloat16"))
-def test_every_kernel_is_the_reference(kernel, dtype):
+def test_every_kernel_is_the_reference(kernel, dtype, places):
     inputs = make(2, dtype)
 
     def run(function):
         return jit(
-            lambda inputs: {name: differentiate(function, inputs, PLACES, PLACES, rule) for name, rule in RULES.items()}
+            lambda inputs: {name: differentiate(function, inputs, places, places, rule) for name, rule in RULES.items()}
         )(inputs)
 
     actual = run(kernel)
@@ -87,21 +93,21 @@ def test_every_kernel_is_the_reference(kernel, dtype):
     assert all(leaf.dtype == dtype for leaf in jax.tree.leaves(actual))
 
 
+@everywhere
 @kernels
 @pytest.mark.parametrize("rule", (Rule(window=3, soft_cap=1.5), Rule(causal=False)), ids=("window", "bidirectional"))
-def test_packed_is_alone(kernel, rule):
+def test_packed_is_alone(kernel, rule, places):
     """A segment's output and gradients are those of a batch that holds nothing else."""
     inputs = make(2)
-    whole = jit(lambda inputs: differentiate(kernel, inputs, PLACES, PLACES, rule))(inputs)
+    whole = jit(lambda inputs: differentiate(kernel, inputs, places, places, rule))(inputs)
 
     def cut(tree, index, place):
         return jax.tree.map(lambda x: x[index : index + 1, place], tree)
 
     @jit
     def alone(inputs):
-        places = [cut(PLACES, *segment) for segment in SEGMENTS]
-        parts = [cut(inputs, *segment) for segment in SEGMENTS]
-        return [differentiate(kernel, part, where, where, rule) for part, where in zip(parts, places, strict=True)]
+        parts = [(cut(inputs, *segment), cut(places, *segment)) for segment in SEGMENTS]
+        return [differentiate(kernel, part, where, where, rule) for part, where in parts]
 
     # A token alone has no gradient in its scores but what rounding leaves: hence an absolute tolerance.
     cuts = [cut(whole, *segment) for segment in SEGMENTS]
@@ -111,15 +117,19 @@ def test_packed_is_alone(kernel, rule):
 LONG = 256  # four blocks of queries
 
 
-@pytest.mark.parametrize("rule", (Rule(scale=0.4), Rule(window=100, scale=0.4, soft_cap=2.0)), ids=("causal", "window"))
+@pytest.mark.parametrize("rule", (Rule(scale=0.4), Rule(window=40, scale=0.4, soft_cap=2.0)), ids=("whole", "window"))
 @pytest.mark.parametrize("dtype", ("float32", "bfloat16"))
+@pytest.mark.parametrize("prefixes", (None, (25, 98, 70)), ids=("causal", "prefixes"))
 @fast_kernels
-def test_every_kernel_is_the_reference_on_long_rows(kernel, dtype, rule):
-    """Segments that end inside, at the end of and beyond blocks; padding at the end, which nothing reads."""
+def test_every_kernel_is_the_reference_on_long_rows(kernel, dtype, rule, prefixes):
+    """Segments, and prefixes, that end inside, at the end of and beyond blocks; padding, which nothing reads."""
     generator, lengths = np.random.default_rng(0), (30, 98, 110)
     positions = np.concatenate([*map(np.arange, lengths), np.zeros(LONG - sum(lengths), int)])
     segments = np.repeat((1, 2, 3, 0), (*lengths, LONG - sum(lengths)))
     places = Places(*(jnp.asarray(part[None], jnp.int32) for part in (positions, segments)))
+    if prefixes:
+        lasts = np.repeat((*prefixes, 1), (*lengths, LONG - sum(lengths))) - 1
+        places = places._replace(order=jnp.maximum(places.positions, lasts[None]))
     shapes = ((1, LONG, heads, C) for heads in (H, 2, 2, H))
     inputs = [jnp.asarray(generator.standard_normal(shape), dtype) for shape in shapes]
     inputs[3] = jnp.where(segments[None, :, None, None] > 0, inputs[3], 0)
