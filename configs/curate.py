@@ -61,11 +61,11 @@ def english(config):
 
 
 def chinese(config):
-    """The rules that know words and sentences of any script; a character is a word."""
+    """The rules that hold for any script. A character is a word, so only long runs that come back are a fault."""
     config.stages = (
         Extract(),
         Language(languages=("zh",)),
-        GopherRepetition(),
+        GopherRepetition(top=(0, 0, 0), repeated=(0, 0, 0, 0, 0, 0.1)),
         GopherQuality(min_word_length=0, min_stop_words=2, stop_words=("的", "是", "在", "了", "和", "不", "有", "这")),
         FineWebQuality(),
         ExactDedup(),
