@@ -126,6 +126,8 @@ def _parts_folder(directory: Path, key: str) -> Iterator[Path]:
             part_files.sweep(folder)
         yield folder
     finally:
+        with contextlib.suppress(OSError):  # what the workers were at; the next builder would sweep it, too
+            part_files.sweep(folder)
         os.close(handle)
 
 
