@@ -42,7 +42,8 @@ def empty_cache(config: Model, rows: int, capacity: int) -> dict:
 def extend(model: Transformer, params, cache: dict, tokens_BxL, counts_B):
     """Read up to L more tokens a row, of which the first `counts_B` are real.
 
-    The cache must have room for all L behind each row's tokens: what has none overwrites tokens. Returns
+    The cache must have room for all L behind each row's tokens: what has none overwrites tokens. A prefix that sees
+    itself both ways (`attention.prefix`) is read in one call. Returns
     (float32 logits `[B, V]` behind each row's last real token, the cache with the tokens in it).
     """
     steps_BxL = jnp.broadcast_to(jnp.arange(tokens_BxL.shape[1], dtype=jnp.int32)[None], tokens_BxL.shape)

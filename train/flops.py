@@ -5,7 +5,8 @@ MFU (Chowdhery et al. 2022, appendix B) = tokens per second * FLOPs per token / 
     FLOPs per token = 6 * (parameters of kernels, the head included) + 12 * sum over layers of heads * head_dim * keys
 
 `keys` is how many keys a query sees in the mean over a row: half the length under the causal mask alone, at most the
-window under one, the length in an encoder. Where a row predicts fewer tokens than it has, its head counts for those.
+window under one, the length in an encoder. A prefix that sees itself both ways counts as causal, which is less than
+it is. Where a row predicts fewer tokens than it has, its head counts for those.
 Embeddings are not counted, and neither is recomputation under remat.
 """
 
