@@ -221,7 +221,8 @@ def is_running(pid: int) -> bool:
 def test_no_worker_outlives_its_build(number, lines, tmp_path):
     os.mkfifo(lines / "7.txt")  # a part whose reading never ends
     script = (
-        "import sys; from data import build; from data.encoding import TextEncoder\n"
+        "import signal, sys; from data import build; from data.encoding import TextEncoder\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore\n"
         "from data.tokenizer import byte_tokenizer; from tests.data.line_reader import LineReader\n"
         "LineReader.identity = lambda self: {}\n"
         "build.SMALL_BYTES = 0\n"
