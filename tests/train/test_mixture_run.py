@@ -73,7 +73,7 @@ def test_each_source_has_its_loss_and_all_of_them_have_one(whole):
             assert parts["a"] != parts["b"]
 
 
-@pytest.mark.parametrize("stop", [3, 4, 5])
+@pytest.mark.parametrize("stop", [pytest.param(3, marks=pytest.mark.slow), 4, pytest.param(5, marks=pytest.mark.slow)])
 def test_stopped_and_resumed_at_a_stage_is_the_same(whole, stop):
     config, directory = whole
     run = directory / f"stopped-{stop}"

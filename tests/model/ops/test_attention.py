@@ -118,7 +118,7 @@ LONG = 256  # four blocks of queries
 
 
 @pytest.mark.parametrize("rule", (Rule(scale=0.4), Rule(window=40, scale=0.4, soft_cap=2.0)), ids=("whole", "window"))
-@pytest.mark.parametrize("dtype", ("float32", "bfloat16"))
+@pytest.mark.parametrize("dtype", ("float32", pytest.param("bfloat16", marks=pytest.mark.slow)))
 @pytest.mark.parametrize("prefixes", (None, (25, 98, 70)), ids=("causal", "prefixes"))
 @fast_kernels
 def test_every_kernel_is_the_reference_on_long_rows(kernel, dtype, rule, prefixes):
