@@ -59,9 +59,14 @@ class MaskedRows:
         found, begins = np.zeros(len(lengths), np.uint64), None
         found[: len(indices)] = keys(self.seed, indices, self._copies(indices, epochs))
         if self.objective.whole_word:
-            begins = np.zeros(kept["tokens"].shape, bool)
-            begins[: len(indices)] = self.inputs.marked(marks.WORDS, indices)
+            begins = self._word_starts(kept["positions"], indices)
         return {**kept, **mask(self.objective, self.vocabulary, kept["tokens"], lengths, begins, found)}
+
+    def _word_starts(self, positions: np.ndarray, indices) -> np.ndarray:
+        """bool [rows, length]: where words begin; the rest of a cut document goes on with no neighbour's word."""
+        begins = positions == 0
+        begins[: len(indices)] |= self.inputs.marked(marks.WORDS, indices)
+        return begins
 
     def _copies(self, indices, epochs) -> Sequence[int]:
         """Which of its sets of masks each row takes. Pairs have one a row, their copies being rows of their own."""

@@ -60,6 +60,9 @@ class TrainSection:
     train: Train = Train()
 
 
+LIMITS = {"rows": (1, 10_000), "step": (0, 10**12), "tokens": (1, 10**6)}  # of the arguments
+
+
 class Shown(NamedTuple):
     """All that is shown of a recipe."""
 
@@ -82,7 +85,18 @@ def read(recipe: str, overrides: Sequence[str]) -> tuple[Data, Train]:
     train = from_plain(TrainSection, {"train": {name: given[name] for name in names if name in given}})
     split = [override.partition("=") for override in overrides]
     mine = [(["train", name], text) for name in names for key, _, text in split if key == f"{PREFIX}train.{name}"]
-    return config, apply_overrides(train, mine).train
+    train = apply_overrides(train, mine).train
+    if train.batch_size < 1:
+        raise ConfigError(f"train.batch_size is {train.batch_size}, must be at least 1")
+    return config, train
+
+
+def _grows(recipe: str, overrides: Sequence[str]) -> bool:
+    """Whether the recipe's batches grow over its steps."""
+    key = f"{PREFIX}train.batch_ramp.name="
+    given = [override.removeprefix(key) for override in overrides if override.startswith(key)]
+    saved = read_spec(recipe).get("train", {}).get("batch_ramp", {}).get("name", "none")
+    return (given[-1] if given else saved) != "none"
 
 
 def gather(recipe: str, config: Data, train: Train, step: int, count: int, limit: int) -> Shown:
@@ -242,9 +256,14 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--html", metavar="FILE", help="where to write the page")
     parser.add_argument("--json", action="store_true", help="print JSON")
     known, overrides = parser.parse_known_args(arguments)
-    for name, least in (("rows", 1), ("step", 0), ("tokens", 1)):
-        if getattr(known, name) < least:
-            raise ConfigError(f"--{name} is {getattr(known, name)}, must be at least {least}")
+    for name, (least, most) in LIMITS.items():
+        if not least <= getattr(known, name) <= most:
+            raise ConfigError(f"--{name} is {getattr(known, name)}, must be at least {least} and at most {most:,}")
+    if known.step and _grows(known.config, overrides):
+        raise ConfigError(
+            f"--step is {known.step}, but the batch of this recipe grows (train.batch_ramp), so that steps are not all "
+            "of one size here; leave --step at 0"
+        )
     page = None if known.html is None else Path(known.html)
     if page is not None and not page.parent.is_dir():
         raise ConfigError(f"--html is {page}, but there is no directory {page.parent}; make it, or name another file")

@@ -47,7 +47,7 @@ def header_bytes(header: dict) -> bytes:
 
 def remedy(directory: Path) -> str:
     """What to do about a damaged store."""
-    return f"Delete {directory} and run again to rebuild it."
+    return f"Restore {directory} from a copy, or, where data.prepare has made it, delete it and run again."
 
 
 def read_header(path: Path, name: str = FORMAT, versions: tuple[int, ...] = (VERSION, APPENDED_VERSION)) -> dict:
@@ -55,6 +55,8 @@ def read_header(path: Path, name: str = FORMAT, versions: tuple[int, ...] = (VER
     mend = remedy(path.parent)
     try:
         content = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}. Name the directory of a token store.") from error
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}. {mend}") from error
     try:

@@ -214,7 +214,8 @@ class Session:
         """The metrics of the held-out text of `parts` by their names in the log, from their totals."""
         task = self.assembly.task
         found = means(task, totals)
-        if task.codes_text and all(rows.store.text_bytes for rows in parts):
+        # Of what is dropped there is no telling how many bytes it had.
+        if task.codes_text and all(rows.store.text_bytes and not rows.dropped for rows in parts):
             tokens, size = (
                 sum(counts) for counts in zip(*((r.num_targets, r.store.text_bytes) for r in parts), strict=True)
             )

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from data import store, tokenizer
+from data import masked_rows, store, tokenizer
 from data.config import Data, check
 from data.errors import ConfigError
 from data.loader import Loader, evaluation_batches
@@ -300,3 +300,17 @@ def test_what_cannot_be_is_refused(config, key):
 def test_a_mask_may_be_named():
     config = Data(tokenizer=BpeTokenizer(special_tokens=("[MASK]",)), objective=MaskedObjective())
     assert check(config) == []
+
+
+def test_a_word_does_not_reach_into_the_piece_behind_it(tmp_path):
+    """In a best-fit row the rest of a cut document stands behind another one, and may begin inside a word."""
+    texts = ["x" * 50, "y" * 45, "z" * 61, "w" * 3]
+    store.write(tmp_path / "store", texts, tokenizer.byte_tokenizer(), about={}, marks=("words",))
+    opened = store.Store(tmp_path / "store")
+    packed = make_rows(opened, 32, "best_fit")
+    masked = masked_rows.MaskedRows(packed, MaskedObjective(max_predictions=8, whole_word=True), None, 0)
+    positions = packed.rows(range(len(packed)))["positions"]
+    begins = masked._word_starts(positions, range(len(packed)))
+    inside = (positions == 0) & ~packed.marked("words", range(len(packed)))
+    assert inside[:, 1:].any() and begins[positions == 0].all()
+    assert (begins == (packed.marked("words", range(len(packed))) | (positions == 0))).all()

@@ -299,3 +299,17 @@ def test_arguments_that_cannot_be_are_refused(recipe, arguments, fault, monkeypa
 def test_predictions_of_questions_are_the_tokens_of_the_answers():
     row = {"start_positions": np.array([3, 0]), "end_positions": np.array([5, 0])}
     assert predictions(row) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--step", "9" * 30), "--step is 9+, must be at least 0 and at most"),
+        (("--rows", "100000"), "--rows is 100000, must be at least 1 and at most 10,000"),
+        (("--config.train.batch_size=0",), "train.batch_size is 0, must be at least 1"),
+        (("--step", "3", "--config.train.batch_ramp.name=linear"), "--step is 3, but the batch of this recipe grows"),
+    ],
+)
+def test_steps_and_rows_that_cannot_be_shown_are_refused(recipe, arguments, told):
+    with pytest.raises(ConfigError, match=told):
+        show.main(["--config", recipe(), *arguments])

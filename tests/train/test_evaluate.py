@@ -149,3 +149,11 @@ def test_each_batch_of_an_evaluation_is_progress(made):
     """A long evaluation is no hang: the watchdog hears of every batch."""
     feed, count = Feed.make(assemble(made[0]), prepare(made[0].data)), itertools.count()
     assert len(list(feed.validation_batches("text", lambda: next(count)))) == next(count) > 1
+
+
+def test_text_that_is_dropped_has_no_bits_per_byte(tmp_path):
+    """How many bytes it had is not known, and those of the whole store would be too many."""
+    changes = {"data.packing": "best_fit", "data.long_documents": "drop", "data.length": 64, "eval.every": 6}
+    train(tiny(tmp_path, changes), tmp_path / "run")
+    (record,) = [record for record in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" not in record]
+    assert "eval/validation/loss" in record and "eval/validation/bits_per_byte" not in record
