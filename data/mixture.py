@@ -9,7 +9,8 @@ order, which neither the weights nor the other sources can change.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence, Sized
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -17,6 +18,7 @@ from functools import cached_property
 import numpy as np
 
 from data import draws
+from data.mixture_config import MixtureSource
 
 CIRCLE = 1 << 63
 GOLDEN = 0x4F1BBCDCBFA53E0B  # CIRCLE over the golden ratio, odd
@@ -28,6 +30,16 @@ class Supply:
 
     rows: int
     limit: int | None = None
+
+
+def supplies_of(source: MixtureSource, rows: Iterable[Sized]) -> list[Supply]:
+    """What the components of `source` may give, of which `rows` are an epoch."""
+    limits = [None if part.max_epochs is None else Fraction(part.max_epochs) for part in source.components]
+    sizes = map(len, rows)
+    return [
+        Supply(size, None if limit is None else math.floor(limit * size))
+        for size, limit in zip(sizes, limits, strict=True)
+    ]
 
 
 @dataclass(frozen=True)

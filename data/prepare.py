@@ -117,7 +117,7 @@ def _prepare(config: Data, vocab_size: int | None) -> Stores:
     """The stores of one source, checked."""
     if isinstance(config.source, StoredSource):
         if vocab_size is not None and isinstance(config.tokenizer, FileTokenizer):
-            _check_tokenizer(config, vocab_size)
+            _check_tokenizer(config, tokenizer.build(config.tokenizer, ()), vocab_size)
         prepared = Stores(*open_stored(config, marks_of(config.objective)))
     else:
         prepared = _built(config, vocab_size)
@@ -132,18 +132,19 @@ def _prepare(config: Data, vocab_size: int | None) -> Stores:
 def _built(config: Data, vocab_size: int | None) -> Stores:
     """The stores that a source of text has become; made here where they are missing or no longer current."""
     reader = sources.reader(config.source, config.cache_dir, columns_of(config.objective))
-    identity = _identity(config, reader)
+    loaded = tokenizer.build(config.tokenizer, ()) if isinstance(config.tokenizer, FileTokenizer) else None
+    identity = _identity(config, reader, loaded)
     directory = Path(config.cache_dir) / "stores" / _name(config)
     prepared = _opened(directory, identity, reader.has_validation())
     if prepared is None:
         reader.check()
-        if vocab_size is not None and isinstance(config.tokenizer, FileTokenizer):
-            _check_tokenizer(config, vocab_size)
+        if vocab_size is not None and loaded is not None:
+            _check_tokenizer(config, loaded, vocab_size)
         waiting = f"prepare: waiting for another process that prepares {directory}"
         with locked(directory.parent / f".{directory.name}.lock", waiting):
             prepared = _opened(directory, identity, reader.has_validation())
             if prepared is None:
-                _build(directory, config, reader, identity)
+                _build(directory, config, reader, identity, loaded)
                 prepared = _opened(directory, identity, reader.has_validation())
     _clean(directory)
     return prepared
@@ -166,7 +167,8 @@ def _shared_tokenizer(config: Data) -> TokenizerConfig:
     for component in config.source.components:
         with _naming(component):
             readers.append(sources.reader(component.source, config.cache_dir, columns_of(config.objective)))
-    settings = [VERSION, _deciding(config.tokenizer), [reader.identity() for reader in readers]]
+    components = [dataclasses.replace(config, source=component.source) for component in config.source.components]
+    settings = [[_name(one), sources.identity(reader)] for one, reader in zip(components, readers, strict=True)]
     name = hashlib.sha256(canonical_json(settings)).hexdigest()[:HASH_DIGITS]
     path = Path(config.cache_dir) / "tokenizers" / f"{name}.json"
     with locked(path.with_suffix(".lock"), f"prepare: waiting for another process that trains {path}"):
@@ -183,8 +185,7 @@ def _shared_tokenizer(config: Data) -> TokenizerConfig:
     return FileTokenizer(path=str(path))
 
 
-def _check_tokenizer(config: Data, vocab_size: int):
-    made = tokenizer.build(config.tokenizer, ())
+def _check_tokenizer(config: Data, made: Tokenizer, vocab_size: int):
     check_tokenizer(config, made, vocab_size)
     needed = made.text_vocab_size
     if needed > vocab_size:
@@ -194,16 +195,15 @@ def _check_tokenizer(config: Data, vocab_size: int):
         )
 
 
-def _identity(config: Data, reader: sources.Reader) -> dict:
+def _identity(config: Data, reader: sources.Reader, loaded: Tokenizer | None) -> dict:
     """What must be equal for a prepared store to be the one that `config` describes today.
 
-    Which marks it holds is part of its name.
+    Which marks it holds is part of its name. `loaded`: the tokenizer of a file; None: it is trained.
     """
-    settings = config.tokenizer
-    loaded = tokenizer.build(settings, ()).fingerprint if isinstance(settings, FileTokenizer) else None
+    fingerprint = None if loaded is None else loaded.fingerprint
     return {
-        "source": {"reader_version": sources.READER_VERSION, **reader.identity()},
-        "tokenizer": {**_deciding(settings), "fingerprint": loaded},
+        "source": sources.identity(reader),
+        "tokenizer": {**_deciding(config.tokenizer), "fingerprint": fingerprint},
     }
 
 
@@ -233,9 +233,9 @@ def _opened(directory: Path, identity: dict, has_validation: bool) -> Stores | N
     return Stores(opened[0], opened[1] if has_validation else None)
 
 
-def _build(directory: Path, config: Data, reader: sources.Reader, identity: dict):
+def _build(directory: Path, config: Data, reader: sources.Reader, identity: dict, loaded: Tokenizer | None):
     started = time.monotonic()
-    made = _made_tokenizer(directory, config, reader, identity)
+    made = _made_tokenizer(directory, config, reader, identity) if loaded is None else loaded
     for split in SPLITS if reader.has_validation() else SPLITS[:1]:
         if _is_current(directory / split, identity, made):
             continue  # a launch that was killed behind it
@@ -260,7 +260,7 @@ def _made_tokenizer(directory: Path, config: Data, reader: sources.Reader, ident
     _say(f"the {config.tokenizer.name} tokenizer from data.source.name={config.source.name}")
     made = tokenizer.build(config.tokenizer, texts_of(config.objective, reader.documents("train")))
     _say(f"a vocabulary of {made.vocab_size:,} after {time.monotonic() - started:.1f} s")
-    if not isinstance(config.tokenizer, FileTokenizer | ByteTokenizer):
+    if not isinstance(config.tokenizer, ByteTokenizer):
         with storage_errors(directory):
             directory.mkdir(parents=True, exist_ok=True)
             made.save(path.with_suffix(".tmp"))

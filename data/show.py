@@ -13,7 +13,6 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
@@ -27,7 +26,7 @@ from data.errors import ConfigError
 from data.files import storage_errors
 from data.kinds import ObjectiveRows
 from data.loader import Loader
-from data.mixture import Mixture, Supply
+from data.mixture import Mixture, supplies_of
 from data.mixture_config import MixtureSource
 from data.objectives import check_tokenizer, objective_rows
 from data.overview import Source
@@ -152,10 +151,6 @@ def _mixture(config: Data, rows: dict[str, ObjectiveRows], train: Train) -> tupl
     source, notes = config.source, []
     if not isinstance(source, MixtureSource):
         return None, notes
-    supplies = [
-        Supply(len(found), None if part.max_epochs is None else int(Fraction(part.max_epochs) * len(found)))
-        for found, part in zip(rows.values(), source.components, strict=True)
-    ]
     starts = [(0, [part.weight for part in source.components])]
     for stage in source.stages:
         amount, unit = split_duration(stage.start)
@@ -165,7 +160,7 @@ def _mixture(config: Data, rows: dict[str, ObjectiveRows], train: Train) -> tupl
             )
             break
         starts.append((int(amount) * train.batch_size, stage.weights))
-    return Mixture(supplies, starts, train.seed), notes
+    return Mixture(supplies_of(source, rows.values()), starts, train.seed), notes
 
 
 def text(shown: Shown, colour: bool) -> str:

@@ -61,6 +61,6 @@ def documents(source: Source, split: str, cache_dir: str) -> Iterator[str]:
     return reader(source, cache_dir).documents(split)
 
 
-def identity(source: Source, cache_dir: str) -> dict:
-    """JSON-able facts that decide whether a store prepared from `source` is still current."""
-    return {"reader_version": READER_VERSION, **reader(source, cache_dir).identity()}
+def identity(reader: Reader) -> dict:
+    """JSON-able facts that decide whether a store prepared from a reader's source is still current."""
+    return {"reader_version": READER_VERSION, **reader.identity()}

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from fractions import Fraction
-
 from data.errors import ConfigError
 from data.kinds import ObjectiveRows
-from data.mixture import Mixture, Supply
+from data.mixture import Mixture, supplies_of
 from data.mixture_config import MixtureSource
 from train.config import Config
 from train.plan import Plan
@@ -22,10 +19,6 @@ def mixture_of(config: Config, sources: dict[str, ObjectiveRows], plan: Plan) ->
     source = config.data.source
     if not isinstance(source, MixtureSource):
         return None
-    supplies = [
-        Supply(len(rows), None if limit is None else math.floor(Fraction(limit) * len(rows)))
-        for rows, limit in zip(sources.values(), (part.max_epochs for part in source.components), strict=True)
-    ]
     starts = [(0, [component.weight for component in source.components])]
     for index, stage in enumerate(source.stages):
         step = plan.resolve(stage.start)
@@ -36,7 +29,7 @@ def mixture_of(config: Config, sources: dict[str, ObjectiveRows], plan: Plan) ->
                 "be behind the stage before it, and behind the start of the run"
             )
         starts.append((row, stage.weights))
-    mixture = Mixture(supplies, starts, config.train.seed)
+    mixture = Mixture(supplies_of(source, sources.values()), starts, config.train.seed)
     wanted, there = plan.batches.before(plan.total_steps), mixture.num_rows
     if there is not None and there < wanted:
         raise ConfigError(

@@ -98,12 +98,12 @@ def test_no_validation_is_none(tmp_path):
 
 def test_identity_changes_with_the_files(tmp_path):
     source = text(tmp_path, "one", "two")
-    first = sources.identity(source, "unused")
-    assert json.loads(json.dumps(first)) == first == sources.identity(source, "unused")
+    first = sources.identity(sources.reader(source, "unused"))
+    assert json.loads(json.dumps(first)) == first == sources.identity(sources.reader(source, "unused"))
     os.utime(tmp_path / "00.txt", ns=(1, 1))
-    touched = sources.identity(source, "unused")
+    touched = sources.identity(sources.reader(source, "unused"))
     (tmp_path / "02.txt").write_text("three")
-    assert first != touched != sources.identity(source, "unused")
+    assert first != touched != sources.identity(sources.reader(source, "unused"))
 
 
 BAD_TEXT = {

@@ -8,7 +8,7 @@ from data.errors import ConfigError, DataError
 from data.loader import Loader
 from data.mixture_config import Component, MixtureSource, Stage
 from data.prepare import prepare
-from data.source_config import TextSource
+from data.source_config import JsonlSource, TextSource
 from data.tokenizer_config import BpeTokenizer, FileTokenizer
 from tests.helpers import TEXT, digests, lines, replaced, steps, tiny, train
 from train.assembly import assemble
@@ -166,3 +166,16 @@ def test_processes_make_the_same_batches_of_a_mixture(whole):
             parts = [loader.batch(step, share * i, share * (i + 1)) for i, loader in enumerate(loaders)]
             for key, value in expected.items():
                 assert all((part[key] == value[share * i : share * (i + 1)]).all() for i, part in enumerate(parts))
+
+
+def test_a_trained_tokenizer_is_that_of_the_text_that_is_read(tmp_path):
+    """The same files read another way, by another field, train another tokenizer."""
+    path = tmp_path / "both.jsonl"
+    path.write_text("".join(json.dumps({"one": f"ones {n} " * 9, "two": f"twos {n} " * 9}) + "\n" for n in range(30)))
+    found = []
+    for field in ("one", "two"):
+        source = JsonlSource(paths=(str(path),), field=field, validation_fraction=0.0)
+        mixture = MixtureSource(components=(Component("a", source),))
+        changes = {"data.source": mixture, "data.tokenizer": BpeTokenizer(vocab_size=280)}
+        found.append(prepare(replaced(tiny(tmp_path), changes).data).tokenizer.fingerprint)
+    assert found[0] != found[1]

@@ -82,7 +82,8 @@ def test_identity_is_of_the_rows(saved, tmp_path):
     def identity(name: str) -> str:
         script = (
             "import json, sys; from data import sources; from data.source_config import HuggingFaceSource as S\n"
-            "print(json.dumps(sources.identity(S(dataset=sys.argv[1], validation_split=''), sys.argv[2])))"
+            "reader = sources.reader(S(dataset=sys.argv[1], validation_split=''), sys.argv[2])\n"
+            "print(json.dumps(sources.identity(reader)))"
         )
         command = [sys.executable, "-c", script, str(saved / name), str(tmp_path)]
         return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout
@@ -99,7 +100,7 @@ def test_identity_is_of_the_files_of_a_folder(tmp_path):
     for texts in (["a", "b"], ["c", "d"]):
         (tmp_path / "folder" / "train.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
         assert list(sources.documents(config, "train", str(tmp_path))) == texts
-        found.append(sources.identity(config, str(tmp_path)))
+        found.append(sources.identity(sources.reader(config, str(tmp_path))))
     assert found[0] != found[1]
 
 

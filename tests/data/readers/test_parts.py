@@ -146,8 +146,8 @@ def test_identity_changes_with_what_is_read(tmp_path):
     for name in SOURCES:
         WRITERS[name](tmp_path / name, TEXTS)
         config = source(name, tmp_path / name)
-        first = sources.identity(config, "unused")
-        assert json.loads(json.dumps(first)) == first == sources.identity(config, "unused")
+        first = sources.identity(sources.reader(config, "unused"))
+        assert json.loads(json.dumps(first)) == first == sources.identity(sources.reader(config, "unused"))
         WRITERS[name](tmp_path / name, TEXTS[::-1])
         os.utime(tmp_path / name, ns=(1, 1))
-        assert sources.identity(config, "unused") != first
+        assert sources.identity(sources.reader(config, "unused")) != first
