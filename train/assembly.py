@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 
@@ -57,7 +58,7 @@ class Assembly:
 
     def eval_rows(self) -> int:
         """Rows of an evaluation batch: as configured, rounded up to what the mesh divides."""
-        shards = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        shards = math.prod(self.mesh.shape[axis] for axis in meshes.mesh_axes("batch", meshes.RULES))
         return -(-(self.config.eval.batch_size or self.config.train.batch_size) // shards) * shards
 
 

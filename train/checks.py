@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 
 import data.config
-import model.config
+import model.checks
 from data import settings, tokenizer_config
 from data.errors import ConfigError
 from data.objective_config import (
@@ -58,12 +58,18 @@ RULES = {
     "train.batch_ramp.increment": COUNT,
     "train.seed": NOT_NEGATIVE,
     "train.z_loss": NOT_NEGATIVE,
+    "train.label_smoothing": BELOW_ONE,
+    "train.replaced_coefficient": NOT_NEGATIVE,
+    "train.sift.coefficient": NOT_NEGATIVE,
+    "train.sift.std": POSITIVE,
+    "train.sift.step": POSITIVE,
     "train.loss_chunks": COUNT,
     "train.max_bad_steps": COUNT,
     "train.hang_timeout": POSITIVE,
     "mesh.data": AXIS,
     "mesh.fsdp": AXIS,
     "mesh.tensor": AXIS,
+    "mesh.expert": AXIS,
     "checkpoint.keep": COUNT,
     "eval.batch_size": COUNT,
     "eval.batches": COUNT,
@@ -79,7 +85,7 @@ def load(spec: str, overrides: Sequence[str] = ()) -> Config:
 
 def check(config: Config) -> None:
     """Refuse, with all its clashes in one ConfigError, a configuration that no machine could run."""
-    problems = [(f"model.{key}", clash) for key, clash in model.config.check(config.model)]
+    problems = [(f"model.{key}", clash) for key, clash in model.checks.check(config.model)]
     problems += [(f"data.{key}", clash) for key, clash in data.config.check(config.data)]
     problems += value_problems(config)
     if not problems:  # the checks below divide and compare what the ones above have found sound
@@ -365,11 +371,11 @@ def mesh_sizes(mesh: Mesh, device_count: int) -> dict[str, int]:
 def check_devices(config: Config, device_count: int) -> dict[str, int]:
     """The devices along each mesh axis, -1 resolved. ConfigError where machine, mesh and batch do not fit."""
     sizes = mesh_sizes(config.mesh, device_count)
-    rows, shards = config.train.batch_size // config.train.accumulate, sizes["data"] * sizes["fsdp"]
+    rows, shards = config.train.batch_size // config.train.accumulate, sizes["data"] * sizes["fsdp"] * sizes["expert"]
     if rows % shards:
         raise ConfigError(
             f"train.batch_size is {config.train.batch_size}, in micro-batches of {rows} rows "
-            f"(train.accumulate {config.train.accumulate}), which do not split over data x fsdp = {shards} "
+            f"(train.accumulate {config.train.accumulate}), which do not split over data x fsdp x expert = {shards} "
             f"devices; choose a multiple of {shards * config.train.accumulate}"
         )
     return sizes

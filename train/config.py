@@ -159,6 +159,15 @@ class LinearRamp:
 
 
 @dataclass(frozen=True)
+class Sift:
+    """He et al. 2020, section 5: the output must stay under a small change of the embeddings, by their KL."""
+
+    coefficient: float = 0.0  # of the symmetric KL; 0: there is none
+    std: float = 0.01  # of the change that is drawn, cut at two of them
+    step: float = 1e-4  # of its one step up the KL's gradient
+
+
+@dataclass(frozen=True)
 class Train:
     steps: Duration = 1000  # attempted updates
     batch_size: int = 8  # rows of the global batch
@@ -166,6 +175,9 @@ class Train:
     batch_ramp: NoRamp | LinearRamp = NoRamp()  # fewer rows at first
     seed: int = 0
     z_loss: float = 0.0  # coefficient of the squared log-partition
+    label_smoothing: float = 0.0  # share of each target that is spread evenly over the vocabulary
+    replaced_coefficient: float = 50.0  # of the loss of replaced tokens, beside that of their generator
+    sift: Sift = Sift()
     loss_chunks: int = 1  # parts of a row whose logits exist at a time; 1: all at once
     max_bad_steps: int = 5  # non-finite steps in a row that end the run
     init_from: str | None = None  # a run or checkpoint directory whose weights start this run
@@ -180,6 +192,7 @@ class Mesh:
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
+    expert: int = 1  # divides the batch as `data` does, and experts among its devices
 
 
 @dataclass(frozen=True)

@@ -22,12 +22,13 @@ from train.checks import mesh_sizes
 
 Rules = Mapping[str, str | tuple[str, ...] | None]
 
-AXES = ("data", "fsdp", "tensor")  # outermost first: neighbours on the last talk most
+AXES = ("data", "fsdp", "expert", "tensor")  # outermost first: neighbours on the last talk most
 
 # Logical axis -> the mesh axes that divide it. Fully sharded data parallelism (`fsdp`) divides parameters on
-# their embedding axis and the batch on its rows; `tensor` divides heads, hidden units and vocabulary.
+# their embedding axis and the batch on its rows; `tensor` divides heads, hidden units and vocabulary; `expert` divides
+# the batch too, and experts among its devices (Lepikhin et al. 2020, section 3).
 RULES: Rules = {
-    "batch": ("data", "fsdp"),
+    "batch": ("data", "fsdp", "expert"),
     "length": None,
     "predictions": None,
     "layers": None,
@@ -36,16 +37,22 @@ RULES: Rules = {
     "kv_heads": "tensor",
     "head_dim": None,
     "hidden": "tensor",
+    "experts": "expert",
     "vocab": "tensor",
     "positions": None,
     "token_types": None,
     "classes": None,
     "norm": None,
+    "router": None,  # the outputs of a router, which every device reads whole
+    "buckets": None,
+    "width": None,
     "activation_embed": None,
     "activation_heads": "tensor",
     "activation_kv_heads": "tensor",
     "activation_hidden": "tensor",
     "activation_vocab": "tensor",
+    "activation_experts": "expert",
+    "exchanged_batch": ("data", "fsdp"),  # rows whose tokens have gone to the devices of their experts
 }
 
 

@@ -10,7 +10,8 @@ from collections.abc import Collection, Iterable
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
-from model.config import Initialization, Layer, Model, RotaryPositions, check
+from model.checks import check
+from model.config import Initialization, Layer, Model, RotaryPositions
 from model.hub.bert import BERT
 from model.hub.family import Config, Family, HubError, layers, set_path, shortest
 from model.hub.gemma import GEMMA, GEMMA2, GEMMA3

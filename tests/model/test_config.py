@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from model.checks import check
 from model.config import (
     Attention,
     FeedForward,
@@ -14,7 +15,6 @@ from model.config import (
     Model,
     NoPositions,
     Norm,
-    check,
 )
 from tests.model.small import MODELS
 

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import model.config
+import model.checks
 from data import settings, tokenizer, tokenizer_formats
 from data.config import Data
 from data.errors import ConfigError, DataError
@@ -117,7 +117,7 @@ def configuration(source: Source, workdir: Path, overrides: Sequence[str]) -> Co
         spec = Path(directory) / "config.json"
         spec.write_text(json.dumps(to_plain(Config(model=published, data=data))))
         config = settings.load(str(spec), overrides, Config)
-    problems = [(f"model.{key}", clash) for key, clash in model.config.check(config.model)] + value_problems(config)
+    problems = [(f"model.{key}", clash) for key, clash in model.checks.check(config.model)] + value_problems(config)
     if config.data.tokenizer != replace(data.tokenizer, lowercase=config.data.tokenizer.lowercase):
         problems.append(("data.tokenizer", "is the source's, of which only lowercase can be another"))
     if problems:

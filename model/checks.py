@@ -1,0 +1,211 @@
+"""What no single field's type can refuse of an architecture. Imports no JAX."""
+
+from __future__ import annotations
+
+from model.config import (
+    ACTIVATIONS,
+    ATTENTION_KERNELS,
+    DTYPES,
+    EXPERT_RULES,
+    NORMS,
+    OUTER_ACTIVATIONS,
+    PLACEMENTS,
+    REMAT,
+    SECOND_POLICIES,
+    SINUSOIDS,
+    CapacityExperts,
+    DisentangledPositions,
+    Model,
+    NoExperts,
+    NoScaling,
+    RotaryPositions,
+    SinusoidalPositions,
+)
+
+POSITION_COUNTS = ("length", "buckets", "max_distance", "span", "absolute_length")
+
+
+def check(config: Model) -> list[tuple[str, str]]:
+    """What is wrong with an architecture, as (key below `model`, clash) pairs; empty when sound."""
+    experts, positions = config.experts, config.positions
+    chosen = []
+    if isinstance(experts, CapacityExperts):
+        chosen += [("experts.rule", experts.rule, EXPERT_RULES)]
+        chosen += [("experts.second_policy", experts.second_policy, SECOND_POLICIES)]
+    if isinstance(positions, SinusoidalPositions):
+        chosen += [("positions.layout", positions.layout, SINUSOIDS)]
+    problems = [
+        (key, f"is {value!r}, must be one of {', '.join(choices)}")
+        for key, value, choices in (
+            *chosen,
+            ("attention.kernel", config.attention.kernel, ATTENTION_KERNELS),
+            ("feed_forward.activation", config.feed_forward.activation, ACTIVATIONS),
+            ("convolution.activation", config.convolution.activation, OUTER_ACTIVATIONS),
+            ("heads.pooler_activation", config.heads.pooler_activation, OUTER_ACTIVATIONS),
+            ("norm.name", config.norm.name, NORMS),
+            ("norm.placement", config.norm.placement, PLACEMENTS),
+            ("dtype", config.dtype, DTYPES),
+            ("remat", config.remat, REMAT),
+        )
+        if value not in choices
+    ]
+    if not config.pattern:
+        problems.append(("pattern", "is empty, must hold at least one layer"))
+    return problems + _check_ranges(config) + _check_experts(config) or _check_shapes(config)
+
+
+def _check_ranges(config: Model) -> list[tuple[str, str]]:
+    attention, init = config.attention, config.init
+    counts = {
+        "vocab_size": config.vocab_size,
+        "num_layers": config.num_layers,
+        "embed_dim": config.embed_dim,
+        "attention.num_heads": attention.num_heads,
+        "attention.num_kv_heads": attention.num_kv_heads,
+        "attention.head_dim": attention.head_dim,
+        "feed_forward.hidden_dim": config.feed_forward.hidden_dim,
+        **{f"positions.{key}": getattr(config.positions, key, None) for key in POSITION_COUNTS},
+        "unroll": config.unroll,
+    }
+    sizes = {
+        "encoder_layers": config.encoder_layers,
+        "generator_layers": config.generator_layers,
+        "convolution.size": config.convolution.size,
+        **{f"positions.{key}": getattr(config.positions, key, None) for key in ("offset", "mask_decoder_passes")},
+        "token_types": config.token_types,
+        "heads.sequence_classes": config.heads.sequence_classes,
+        "heads.token_classes": config.heads.token_classes,
+    }
+    positive = {
+        "attention.scale": attention.scale,
+        "attention.soft_cap": attention.soft_cap,
+        "norm.epsilon": config.norm.epsilon,
+        "embedding_scale": config.embedding_scale,
+        "output_scale": config.output_scale,
+        "logit_soft_cap": config.logit_soft_cap,
+        "init.truncation": init.truncation,
+    }
+    for index, layer in enumerate(config.pattern):
+        counts[f"pattern.{index}.window"] = layer.window
+        positive[f"pattern.{index}.rotary_base"] = layer.rotary_base
+        if not isinstance(layer.rotary_scaling, NoScaling):
+            positive[f"pattern.{index}.rotary_scaling.factor"] = layer.rotary_scaling.factor
+    rates = {
+        "dropout": config.dropout,
+        "output_dropout": config.output_dropout,
+        "attention.dropout": attention.dropout,
+        "feed_forward.dropout": config.feed_forward.dropout,
+    }
+    ranges = (
+        (sizes, lambda value: value >= 0, "at least 0"),
+        (counts, lambda value: value >= 1, "at least 1"),
+        (positive, lambda value: value > 0, "above 0"),
+        (rates, lambda value: 0 <= value < 1, "at least 0 and below 1"),
+        ({f"init.{key}": value for key, value in vars(init).items()}, lambda value: value >= 0, "at least 0"),
+    )
+    return [
+        (key, f"is {value}, must be {wanted}")
+        for values, holds, wanted in ranges
+        for key, value in values.items()
+        if value is not None and not holds(value)
+    ]
+
+
+def _check_experts(config: Model) -> list[tuple[str, str]]:
+    """The numbers of a mixture of experts, and whether the layers that want one have one."""
+    experts, wanted = config.experts, any(layer.experts for layer in config.pattern)
+    if isinstance(experts, NoExperts):
+        return [("experts.name", "is none, but a layer of model.pattern has experts: true")] if wanted else []
+    positive, kept = lambda value: value > 0, lambda value: value >= 0
+    most = min(2, experts.num_experts) if isinstance(experts, CapacityExperts) else experts.num_experts
+    ranges = {
+        "num_experts": (lambda value: value >= 2, "at least 2"),
+        "top_k": (lambda value: 1 <= value <= most, f"from 1 to {most}"),
+        "groups": (lambda value: value >= 1, "at least 1"),
+        "capacity_factor": (positive, "above 0"),
+        "eval_capacity_factor": (positive, "above 0"),
+        "min_capacity": (lambda value: value >= 1, "at least 1"),
+        "balance_coefficient": (kept, "at least 0"),
+        "z_coefficient": (kept, "at least 0"),
+        "jitter": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
+    }
+    values = {key: value for key, value in vars(experts).items() if key in ranges and value is not None}
+    problems = [
+        (f"experts.{key}", f"is {value}, must be {ranges[key][1]}")
+        for key, value in values.items()
+        if not ranges[key][0](value)
+    ]
+    if not wanted:
+        problems.append(("pattern", f"has no layer with experts: true, but model.experts is {experts.name}"))
+    return problems
+
+
+def _check_shapes(config: Model) -> list[tuple[str, str]]:
+    """Clashes between fields, each of which is sound by itself."""
+    attention, heads, kv_heads = config.attention, config.attention.num_heads, config.num_kv_heads
+    checks = (
+        (
+            attention.head_dim is None and config.embed_dim % heads != 0,
+            "attention.num_heads",
+            f"is {heads}, which does not divide embed_dim {config.embed_dim}; choose a divisor or set "
+            "attention.head_dim",
+        ),
+        (
+            heads % kv_heads != 0,
+            "attention.num_kv_heads",
+            f"is {kv_heads}, which does not divide num_heads {heads}",
+        ),
+        (
+            isinstance(config.positions, RotaryPositions) and config.head_dim % 2 != 0,
+            "attention.head_dim",
+            f"is {config.head_dim}; rotary positions turn pairs, so it must be even",
+        ),
+        (
+            attention.prefix and not attention.causal,
+            "attention.prefix",
+            "is true, but attention.causal is false: in an encoder all tokens see one another; set it to false",
+        ),
+        (
+            config.encoder_layers > 0 and not attention.causal,
+            "attention.causal",
+            "is false, but encoder_layers is above 0: the decoder beside an encoder is causal; set it to true",
+        ),
+        (
+            config.encoder_layers > 0 and config.token_types > 0,
+            "token_types",
+            f"is {config.token_types}, but a model with encoder_layers above 0 reads no token types; set it to 0",
+        ),
+        (
+            isinstance(config.positions, DisentangledPositions) and (attention.causal or config.encoder_layers > 0),
+            "positions.name",
+            "is disentangled, which is an encoder's alone; set attention.causal to false and encoder_layers to 0",
+        ),
+        (
+            config.convolution.size > 0 and config.convolution.size % 2 == 0,
+            "convolution.size",
+            f"is {config.convolution.size}, must be odd, as many tokens being read behind as before",
+        ),
+        (
+            config.generator_layers > 0 and (attention.causal or not config.heads.replaced),
+            "generator_layers",
+            f"is {config.generator_layers}, but the model is no encoder that finds replaced tokens: set "
+            "attention.causal to false and heads.replaced to true",
+        ),
+        (
+            isinstance(config.positions, DisentangledPositions) and config.num_kv_heads != heads,
+            "attention.num_kv_heads",
+            f"is {kv_heads}, but positions.name is disentangled, which has one of each for every head; set it to none",
+        ),
+        (config.norm.bias and config.norm.name == "rmsnorm", "norm.bias", "is true, but rmsnorm has no bias"),
+        (
+            config.heads.next_sentence and not config.heads.pooler,
+            "heads.next_sentence",
+            "is true, but heads.pooler, which it reads, is false",
+        ),
+        (
+            not config.language_head and (config.head_transform or config.head_bias),
+            "language_head",
+            "is false, but head_transform or head_bias, which are parts of it, is true",
+        ),
+    )
+    return [(key, clash) for bad, key, clash in checks if bad]
