@@ -42,29 +42,39 @@ def _ids(logits):
     return jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
 
 
-def _sums(logits, targets, weights, z_loss):
+def _sums(logits, targets, weights, rule: LogitRule, z_loss, smoothing):
     """((objective, {"nll", "z"}), log-partition), the first as `reference` returns it."""
     log_partition = jax.nn.logsumexp(logits, axis=-1)
     # A masked sum instead of a gather: its gradient needs no scatter, and a sharded vocabulary no exchange.
     chosen = jnp.sum(jnp.where(_ids(logits) == targets[..., None], logits, 0.0), axis=-1)
     nll = jnp.sum(jnp.where(weights > 0, (log_partition - chosen) * weights, 0.0))
     z = jnp.sum(jnp.where(weights > 0, jnp.square(log_partition) * weights, 0.0))
-    return (nll + z_loss * z, {"nll": nll, "z": z}), log_partition
+    objective = nll + z_loss * z
+    if smoothing:
+        mean = jnp.sum(jnp.where(_ids(logits) < rule.vocab_size, logits, 0.0), axis=-1) / rule.vocab_size
+        objective = objective + smoothing * jnp.sum(jnp.where(weights > 0, (chosen - mean) * weights, 0.0))
+    return (objective, {"nll": nll, "z": z}), log_partition
 
 
-def reference(hidden_BxLxD, unembedding: Unembedding, targets_BxL, weights_BxL, rule: LogitRule, z_loss=0.0):
+def reference(
+    hidden_BxLxD, unembedding: Unembedding, targets_BxL, weights_BxL, rule: LogitRule, z_loss=0.0, smoothing=0.0
+):
     """Weighted sums over all tokens: (objective, {"nll": ..., "z": ...}), float32 scalars.
 
     nll = -log softmax(logits)[target] in nats; z = log(partition)^2 (the z-loss of Chowdhery et al. 2022,
     section 5); objective = nll + z_loss * z. A token of weight 0 adds nothing, whatever its logits.
+
+    `smoothing` s (Szegedy et al. 2015, section 7) has the objective, and nothing else, expect each target with
+    probability 1 - s + s / vocab_size and each other id that is no padding with s / vocab_size: it is never 0, which
+    is why nll is the loss to look at.
     """
     found = logits(hidden_BxLxD, unembedding, rule)
     found = jnp.where(weights_BxL[..., None] > 0, found, 0.0)  # or an infinite one's gradient is 0 * NaN
-    return _sums(found, targets_BxL, weights_BxL, z_loss)[0]
+    return _sums(found, targets_BxL, weights_BxL, rule, z_loss, smoothing)[0]
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
-def fused(hidden_BxLxD, unembedding, targets_BxL, weights_BxL, rule: LogitRule, z_loss=0.0, chunks=1):
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))
+def fused(hidden_BxLxD, unembedding, targets_BxL, weights_BxL, rule: LogitRule, z_loss=0.0, chunks=1, smoothing=0.0):
     """`reference`, with the logits of one of `chunks` parts of the length alive at a time.
 
     The forward pass of a differentiated call computes the gradient too, since a sum's gradient is known up
@@ -73,7 +83,7 @@ def fused(hidden_BxLxD, unembedding, targets_BxL, weights_BxL, rule: LogitRule, 
     """
 
     def part(hidden, targets, weights):
-        return reference(hidden, unembedding, targets, weights, rule, z_loss), ()
+        return reference(hidden, unembedding, targets, weights, rule, z_loss, smoothing), ()
 
     return _over_chunks(part, (hidden_BxLxD, targets_BxL, weights_BxL), chunks)[0]
 
@@ -93,13 +103,16 @@ def _over_chunks(part, arrays, chunks: int):
     return sums, jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:]), kept)
 
 
-def _forward(hidden_BxLxD, unembedding, targets_BxL, weights_BxL, rule, z_loss, chunks):
+def _forward(hidden_BxLxD, unembedding, targets_BxL, weights_BxL, rule, z_loss, chunks, smoothing):
     def part(hidden, targets, weights):
         capped = logits(hidden, unembedding, rule)
-        sums, log_partition = _sums(capped, targets, weights, z_loss)
+        sums, log_partition = _sums(capped, targets, weights, rule, z_loss, smoothing)
         probs = jnp.exp(capped - log_partition[..., None])
-        hot = (_ids(capped) == targets[..., None]).astype(jnp.float32)
-        d_logits = (probs * (1 + 2 * z_loss * log_partition)[..., None] - hot) * weights[..., None]
+        expected = (_ids(capped) == targets[..., None]).astype(jnp.float32)
+        if smoothing:
+            spread = jnp.where(_ids(capped) < rule.vocab_size, smoothing / rule.vocab_size, 0.0)
+            expected = (1 - smoothing) * expected + spread
+        d_logits = (probs * (1 + 2 * z_loss * log_partition)[..., None] - expected) * weights[..., None]
         d_logits = jnp.where(weights[..., None] > 0, d_logits, 0.0)
         if rule.soft_cap is not None:
             d_logits = d_logits * (1 - jnp.square(jnp.clip(capped / rule.soft_cap, -1, 1)))
@@ -115,7 +128,7 @@ def _forward(hidden_BxLxD, unembedding, targets_BxL, weights_BxL, rule, z_loss, 
     return sums, (d_hidden, d_unembedding)
 
 
-def _backward(rule, z_loss, chunks, gradients, cotangents):
+def _backward(rule, z_loss, chunks, smoothing, gradients, cotangents):
     d_hidden, d_unembedding = gradients
     objective, _ = cotangents
     scaled = jax.tree.map(lambda x: (x.astype(jnp.float32) * objective).astype(x.dtype), (d_hidden, d_unembedding))
