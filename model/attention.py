@@ -1,4 +1,4 @@
-"""Self-attention: projections around one of the kernels of `model.ops.attention`, with or without a cache.
+"""Self-attention and cross-attention: projections around a kernel of `model.ops.attention`, with or without a cache.
 
 Sizes in names: B batch, L length, D embed_dim, H query heads, K key-value heads, C head_dim, S cache capacity.
 """
@@ -6,7 +6,6 @@ Sizes in names: B batch, L length, D embed_dim, H query heads, K key-value heads
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -18,6 +17,13 @@ from model.layers import Norm, Projection, residual_std, rotate
 from model.ops.attention import KERNELS, Places, Rule
 
 
+class Memory(NamedTuple):
+    """What the layers of a decoder read of an encoder."""
+
+    places: Places  # of the source's tokens
+    states_BxSxD: jax.Array | None  # None: the cache holds the keys and values that each layer makes of them
+
+
 class Shared(NamedTuple):
     """What every layer reads and none changes."""
 
@@ -25,6 +31,44 @@ class Shared(NamedTuple):
     tables: tuple  # rotary (cos, sin) of each pattern entry; None without rotary positions
     lengths: jax.Array | None = None  # int32 [B]: tokens already in the cache
     prefixes: jax.Array | None = None  # int32 [B]: those of them that see one another; None: none do
+    bias_BxHxLxS: jax.Array | None = None  # float32, added to the scores of self-attention; of one row, or of each
+    relations: jax.Array | None = None  # [rows, D] embeddings of relative positions (DeBERTa)
+    memory: Memory | None = None
+    row_keys: jax.Array | None = None  # keys [B]: what routing draws from; None: it draws nothing
+
+
+def query_projection(config: cfg.Model) -> Projection:
+    """From activations to the queries of attention, named `query`."""
+    std = config.embed_dim**-0.5 if config.init.kernel_std is None else config.init.kernel_std
+    std = std * config.head_dim**-0.5 if config.init.scale_query else std
+    return _into(config, "query", ("heads", config.attention.num_heads), std)
+
+
+def key_projection(config: cfg.Model, name: str, **parent) -> Projection:
+    """From activations to the keys, or with another name the values, of attention."""
+    return _into(config, name, ("kv_heads", config.num_kv_heads), config.init.kernel_std, **parent)
+
+
+def _into(config: cfg.Model, name: str, heads: tuple[str, int], std: float | None, **parent) -> Projection:
+    inputs, outputs = (("embed", config.embed_dim),), (heads, ("head_dim", config.head_dim))
+    dtype, truncation = jnp.dtype(config.dtype), config.init.truncation
+    return Projection(inputs, outputs, config.attention.qkv_bias, std, dtype, truncation, name=name, **parent)
+
+
+def output_projection(config: cfg.Model) -> Projection:
+    """From what the heads have read to activations, named `output`."""
+    heads = (("heads", config.attention.num_heads), ("head_dim", config.head_dim))
+    std = residual_std(config, config.attention.num_heads * config.head_dim)
+    dtype, truncation = jnp.dtype(config.dtype), config.init.truncation
+    bias = config.attention.output_bias
+    return Projection(heads, (("embed", config.embed_dim),), bias, std, dtype, truncation, name="output")
+
+
+def rule_of(config: cfg.Model, causal: bool, window: int | None) -> Rule:
+    """How scores are formed, and what a query may see."""
+    settings = config.attention
+    scale = config.head_dim**-0.5 if settings.scale is None else settings.scale
+    return Rule(causal, window, scale, settings.soft_cap, settings.dropout)
 
 
 class SelfAttention(nn.Module):
@@ -36,14 +80,9 @@ class SelfAttention(nn.Module):
     def __call__(self, x_BxLxD, shared: Shared, table, key=None, cache=None):
         """Returns (`[B, L, D]`, cache). `cache` is None, or this layer's (keys, values), each `[B, K, S, C]`."""
         config, settings = self.config, self.config.attention
-        embed, width = (("embed", config.embed_dim),), ("head_dim", config.head_dim)
-        project = partial(Projection, dtype=jnp.dtype(config.dtype), truncation=config.init.truncation)
-        into = partial(project, embed, bias=settings.qkv_bias, std=config.init.kernel_std)
-        kv_heads = (("kv_heads", config.num_kv_heads), width)
-        heads = (("heads", settings.num_heads), width)
-        q_BxLxHxC = into(heads, name="query")(x_BxLxD)
-        k_BxLxKxC = into(kv_heads, name="key")(x_BxLxD)
-        v_BxLxKxC = into(kv_heads, name="value")(x_BxLxD)
+        q_BxLxHxC = query_projection(config)(x_BxLxD)
+        k_BxLxKxC = key_projection(config, "key")(x_BxLxD)
+        v_BxLxKxC = key_projection(config, "value")(x_BxLxD)
         if settings.qk_norm:
             norm = cfg.Norm("rmsnorm", epsilon=config.norm.epsilon, unit_offset=config.norm.unit_offset)
             q_BxLxHxC = Norm(norm, "head_dim", name="query_norm")(q_BxLxHxC)
@@ -52,17 +91,40 @@ class SelfAttention(nn.Module):
             q_BxLxHxC, k_BxLxKxC = rotate(q_BxLxHxC, table), rotate(k_BxLxKxC, table)
         q_BxLxHxC = self.constrain(q_BxLxHxC, ("batch", "length", "activation_heads", "head_dim"))
         keys, (k_BxSxKxC, v_BxSxKxC), cache = remember(shared, k_BxLxKxC, v_BxLxKxC, cache)
-        rule = Rule(
-            causal=settings.causal,
-            window=self.layer.window,
-            scale=config.head_dim**-0.5 if settings.scale is None else settings.scale,
-            soft_cap=settings.soft_cap,
-            dropout=settings.dropout,
-        )
+        rule = rule_of(config, settings.causal, self.layer.window)
         attend = KERNELS[settings.kernel]
-        y_BxLxHxC = attend(q_BxLxHxC, k_BxSxKxC, v_BxSxKxC, shared.places, keys, rule, key)
-        std = residual_std(config, settings.num_heads * config.head_dim)
-        return project(heads, embed, bias=settings.output_bias, std=std, name="output")(y_BxLxHxC), cache
+        y_BxLxHxC = attend(q_BxLxHxC, k_BxSxKxC, v_BxSxKxC, shared.places, keys, rule, key, shared.bias_BxHxLxS)
+        return output_projection(config)(y_BxLxHxC), cache
+
+
+class CrossAttention(nn.Module):
+    """From a decoder's tokens to an encoder's (Vaswani et al. 2017, section 3.2.3), of the same segment each."""
+
+    config: cfg.Model
+    constrain: Callable
+
+    @nn.compact
+    def __call__(self, x_BxLxD, shared: Shared, key=None, cached=None):
+        """`[B, L, D]`. `cached` is None, or what `memory_heads` has made of the memory: keys and values."""
+        config, memory = self.config, shared.memory
+        q_BxLxHxC = query_projection(config)(x_BxLxD)
+        q_BxLxHxC = self.constrain(q_BxLxHxC, ("batch", "length", "activation_heads", "head_dim"))
+        if cached is None:
+            k_BxSxKxC, v_BxSxKxC = (key_projection(config, name)(memory.states_BxSxD) for name in ("key", "value"))
+        else:
+            k_BxSxKxC, v_BxSxKxC = (part.swapaxes(1, 2) for part in cached)
+        attend, rule = KERNELS[config.attention.kernel], rule_of(config, False, None)
+        y_BxLxHxC = attend(q_BxLxHxC, k_BxSxKxC, v_BxSxKxC, shared.places, memory.places, rule, key)
+        return output_projection(config)(y_BxLxHxC)
+
+
+def memory_heads(config: cfg.Model, params, states_BxSxD) -> tuple:
+    """(keys, values), `[B, K, S, C]` each, that cross-attention with `params` makes of an encoder's output."""
+    projected = (
+        key_projection(config, name, parent=None).apply({"params": params[name]}, states_BxSxD)
+        for name in ("key", "value")
+    )
+    return tuple(part.swapaxes(1, 2) for part in projected)
 
 
 def prefix_order(positions_BxL, prefixes_B):
@@ -85,8 +147,13 @@ def remember(shared: Shared, k_BxLxKxC, v_BxLxKxC, cache):
     cache = tuple(
         jax.vmap(write)(old, new, shared.lengths) for old, new in zip(cache, (k_BxLxKxC, v_BxLxKxC), strict=True)
     )
-    batch, capacity = cache[0].shape[0], cache[0].shape[2]
-    slots_BxS = jnp.broadcast_to(jnp.arange(capacity, dtype=jnp.int32)[None], (batch, capacity))
-    order_BxS = None if shared.prefixes is None else prefix_order(slots_BxS, shared.prefixes)
-    places = Places(slots_BxS, jnp.ones_like(slots_BxS), order_BxS)
+    places = slots(cache[0].shape[0], cache[0].shape[2])
+    if shared.prefixes is not None:
+        places = places._replace(order=prefix_order(places.positions, shared.prefixes))
     return places, tuple(part.swapaxes(1, 2) for part in cache), cache
+
+
+def slots(rows: int, capacity: int) -> Places:
+    """The places of a cache's slots."""
+    slots_BxS = jnp.broadcast_to(jnp.arange(capacity, dtype=jnp.int32)[None], (rows, capacity))
+    return Places(slots_BxS, jnp.ones_like(slots_BxS))

@@ -32,11 +32,24 @@ def empty_cache(config: Model, rows: int, capacity: int) -> dict:
     """A cache without tokens.
 
     `k` and `v` `[layers, rows, kv_heads, capacity, head_dim]`; int32 `[rows]` each: `length`, the tokens in it, and
-    `prefix`, how many of each row see one another where `config.attention.prefix`.
+    `prefix`, how many of each row see one another where `config.attention.prefix`. Beside an encoder `read_source` adds
+    `memory_k` and `memory_v` `[layers, rows, kv_heads, S, head_dim]` and `memory_segments` int32 `[rows, S]`.
     """
     shape = (config.num_layers, rows, config.num_kv_heads, capacity, config.head_dim)
     zeros = partial(jnp.zeros, shape, config.dtype)
     return {"k": zeros(), "v": zeros(), **{key: jnp.zeros((rows,), jnp.int32) for key in ("length", "prefix")}}
+
+
+def read_source(model: Transformer, params, cache: dict, tokens_BxS, counts_B) -> dict:
+    """The cache with the sources in it, int32 `[B, S]`, of which the first `counts_B` tokens of each row are real."""
+    steps_BxS = jnp.broadcast_to(jnp.arange(tokens_BxS.shape[1], dtype=jnp.int32)[None], tokens_BxS.shape)
+    real_BxS = steps_BxS < counts_B[:, None]
+    batch = {
+        "source_tokens": tokens_BxS,
+        "source_positions": jnp.where(real_BxS, steps_BxS, 0),
+        "source_segment_ids": real_BxS.astype(jnp.int32),
+    }
+    return nn.apply(lambda model: model.read_source(batch, cache), model)({"params": params})
 
 
 def extend(model: Transformer, params, cache: dict, tokens_BxL, counts_B):
@@ -88,15 +101,20 @@ def choose(logits_BxV, keys_B, sampling: Sampling):
 
 
 @partial(jax.jit, static_argnums=(0, 5, 6, 7))
-def generate(model, params, prompts_BxL, lengths_B, keys_B, max_new_tokens: int, end: int, sampling: Sampling):
+def generate(
+    model, params, prompts_BxL, lengths_B, keys_B, max_new_tokens: int, end: int, sampling: Sampling, source=None
+):
     """(int32 tokens `[B, max_new_tokens]`, int32 counts `[B]`) behind prompts of `lengths_B` >= 1 tokens.
 
     A row ends with its first `end` token, which counts; what stands behind it is `end`. Token t of a row is
     drawn with `fold_in(keys_B[row], t)`, from the vocabulary without its padding and what `sampling` leaves
     out. Where the model has prefixes, each prompt is one. The last token's own keys and values are never computed.
+    `source` is None, or (int32 `[B, S]`, int32 `[B]`), what an encoder reads: tokens, and how many are real.
     """
     rows, length = prompts_BxL.shape
     cache = {**empty_cache(model.config, rows, length + max_new_tokens), "prefix": lengths_B}
+    if source is not None:
+        cache = read_source(model, params, cache, *source)
     logits_BxV, cache = extend(model, params, cache, prompts_BxL, lengths_B)
 
     known = min(model.config.vocab_size, sampling.vocab_size or model.config.vocab_size)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from model import config as cfg
+from model.ops.dropout import dropout
 from model.ops.projection import project
 from model.parameters import Declaration, constant, declare, normal
 
@@ -128,7 +129,8 @@ class FeedForward(nn.Module):
     constrain: Callable
 
     @nn.compact
-    def __call__(self, x_BxLxD):
+    def __call__(self, x_BxLxD, key=None):
+        """`[B, L, D]` of `[B, L, D]`; `key` draws the dropout of the hidden units, None: none."""
         config, settings = self.config, self.config.feed_forward
         embed, hidden = (("embed", config.embed_dim),), (("hidden", settings.hidden_dim),)
         project = partial(
@@ -138,6 +140,7 @@ class FeedForward(nn.Module):
         h_BxLxF = into(name="up")(x_BxLxD)
         activate = ACTIVATIONS[settings.activation]
         h_BxLxF = activate(into(name="gate")(x_BxLxD)) * h_BxLxF if settings.gated else activate(h_BxLxF)
+        h_BxLxF = dropout(h_BxLxF, settings.dropout, key)
         h_BxLxF = self.constrain(h_BxLxF, ("batch", "length", "activation_hidden"))
         return project(hidden, embed, std=residual_std(config, settings.hidden_dim), name="down")(h_BxLxF)
 

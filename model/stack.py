@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from model import config as cfg
-from model.attention import Shared
+from model.attention import Memory, Shared, memory_heads
 from model.block import Block
 from model.ops.attention import Places
 from model.parameters import stack
@@ -40,8 +40,9 @@ class Stack:
         Every layer draws from its own index, so that no layer depends on how layers are grouped.
         """
         nothing = jnp.zeros((1, 1), jnp.int32)
-        shared = Shared(Places(nothing, nothing), ())
+        places = Places(nothing, nothing)
         x_BxLxD = jnp.zeros((1, 1, self.config.embed_dim), self.config.dtype)
+        shared = Shared(places, (), memory=Memory(places, x_BxLxD))
         table = (jnp.zeros((1, 1, self.config.head_dim // 2)),) * 2
         table = table if isinstance(self.config.positions, cfg.RotaryPositions) else None
         params = {}
@@ -54,18 +55,23 @@ class Stack:
         return params
 
     def apply(self, params, x_BxLxD, shared: Shared, key=None, cache=None):
-        """Returns (`[B, L, D]`, aux, cache), aux and cache with a leading axis of `num_layers`."""
+        """Returns (`[B, L, D]`, aux, cache), the cache with a leading axis of `num_layers`, as it has it given.
+
+        aux holds what the layers that have any give, by name, with a leading axis of so many layers.
+        """
 
         def period(x_BxLxD, per_period):
             params, indices, cache = per_period
             per_entry = []
             for entry, block in enumerate(self.blocks):
                 layer_key = None if key is None else jax.random.fold_in(key, indices[entry])
+                own = shared._replace(row_keys=folded(shared.row_keys, indices[entry]))
                 layer_cache = jax.tree.map(lambda part, entry=entry: part[entry], cache)
-                arguments = (x_BxLxD, shared, shared.tables[entry], layer_key, layer_cache)
+                arguments = (x_BxLxD, own, shared.tables[entry], layer_key, layer_cache)
                 x_BxLxD, aux, layer_cache = block.apply({"params": params[str(entry)]}, *arguments)
                 per_entry.append((aux, layer_cache))
-            return x_BxLxD, jax.tree.map(lambda *parts: jnp.stack(parts), *per_entry)
+            auxes, caches = zip(*per_entry, strict=True)
+            return x_BxLxD, (_stacked([aux for aux in auxes if aux]), _stacked(caches))
 
         if self.config.remat != "none":
             policy = REMAT_POLICIES[self.config.remat]
@@ -75,8 +81,31 @@ class Stack:
         x_BxLxD, per_period = jax.lax.scan(
             period, x_BxLxD, (params, *by_period), length=self.periods, unroll=min(self.config.unroll, self.periods)
         )
-        aux, cache = jax.tree.map(lambda part: part.reshape(self.num_layers, *part.shape[2:]), per_period)
+        aux, cache = jax.tree.map(lambda part: part.reshape(-1, *part.shape[2:]), per_period)
         return x_BxLxD, aux, cache
+
+    def memory(self, params, states_BxSxD) -> tuple:
+        """(keys, values), `[num_layers, B, K, S, C]` each, that cross-attention reads of an encoder's output."""
+
+        def of_a_period(params):
+            heads = [
+                memory_heads(self.config, params[str(entry)]["cross_attention"], states_BxSxD)
+                for entry in range(len(self.blocks))
+            ]
+            return _stacked(heads)
+
+        found = jax.lax.map(of_a_period, params)
+        return jax.tree.map(lambda part: part.reshape(self.num_layers, *part.shape[2:]), found)
 
     def _by_period(self, part):
         return part.reshape(self.periods, len(self.blocks), *part.shape[1:])
+
+
+def _stacked(trees) -> dict | tuple | None:
+    """Trees of one structure as one, each leaf with a leading axis; of none an empty dict."""
+    return jax.tree.map(lambda *parts: jnp.stack(parts), *trees) if trees else {}
+
+
+def folded(keys, index):
+    """`index` folded into each of an array of keys; None of None."""
+    return None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, index)

@@ -159,30 +159,32 @@ def _check_shapes(config: Config) -> list[tuple[str, str]]:
 
 def _check_objective(config: Config) -> list[tuple[str, str]]:
     """Whether the model can learn what the objective asks, and reads what its batches hold."""
-    checks = (*_untrained(config), *_visibility(config), *_inputs_and_heads(config))
+    checks = (*_stacks(config), *_visibility(config), *_inputs_and_heads(config))
     return [(key, clash) for bad, key, clash in checks if bad]
 
 
-def _untrained(config: Config) -> tuple[tuple[bool, str, str], ...]:
-    """(whether it clashes, key, clash) of objectives whose batches no model of this version reads."""
-    objective = config.data.objective
+def _stacks(config: Config) -> tuple[tuple[bool, str, str], ...]:
+    """(whether it clashes, key, clash) of a model that reads other batches than those of its objective."""
+    objective, layers = config.data.objective, config.model.encoder_layers
+    arranged = arrangement_of(objective) is not None
+    paired = isinstance(objective, Seq2SeqObjective) or arrangement_of(objective) == "encoder_decoder"
     return (
         (
-            arrangement_of(objective) == "encoder_decoder",
-            "data.objective.arrangement",
-            "is encoder_decoder, but this version trains no model with an encoder and a decoder; "
-            "data.objective.arrangement=decoder trains, the targets standing behind the inputs",
+            paired and not layers,
+            "model.encoder_layers",
+            f"is 0, but data.objective {objective.name} has sources for an encoder to read; set it to the number of "
+            f"its layers, or {'data.objective.arrangement=decoder' if arranged else 'data.objective.name=supervised'}",
+        ),
+        (
+            layers > 0 and not paired,
+            "model.encoder_layers",
+            f"is {layers}, but batches of data.objective {objective.name} hold no sources; set it to 0"
+            + (", or data.objective.arrangement=encoder_decoder" if arranged else ""),
         ),
         (
             isinstance(objective, ReplacedTokenObjective),
             "data.objective.name",
             "is replaced_token, but this version trains no generator beside a discriminator; masked trains an encoder",
-        ),
-        (
-            isinstance(objective, Seq2SeqObjective),
-            "data.objective.name",
-            "is seq2seq, but this version trains no model with an encoder and a decoder; supervised trains a decoder "
-            "on the same pairs, their columns being data.objective.prompt and data.objective.answer",
         ),
     )
 

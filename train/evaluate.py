@@ -17,7 +17,7 @@ def make_eval_step(task: Task) -> Callable:
     """`(params, frozen, batch) -> (metric sums, term weights)`, float32 scalars, without dropout."""
 
     def eval_step(params, frozen, batch):
-        _, metrics = task.sums(merge(params, frozen), batch, None)
+        _, metrics = task.sums(merge(params, frozen), batch, None, None)
         return metrics, task.weights(batch)
 
     return eval_step

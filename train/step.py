@@ -13,7 +13,7 @@ from train.optim import Optimizer, clip_by_global_norm, merge
 from train.state import State
 from train.task import Task
 
-DROPOUT_STREAM = 1  # folded into the seed's key; initial values draw from stream 0
+DROPOUT_STREAM, ROW_STREAM = 1, 2  # folded into the seed's key; initial values draw from stream 0
 
 
 @dataclass(frozen=True, eq=False)  # by identity, as jit wants its functions
@@ -61,10 +61,11 @@ class Step:
         """(loss, metrics, gradient of the loss) over the global batch, whatever its division."""
         totals = self.task.weights(batch)
         shares = {term: _share(1.0, total) for term, total in totals.items()}
+        batch = (batch, self.row_keys(state.step, batch["tokens"].shape[0]))
 
         def loss_of(params, micro_batch, index):
             whole = merge(params, state.frozen)
-            terms, metrics = self.task.sums(whole, micro_batch, self.key(state.step, index))
+            terms, metrics = self.task.sums(whole, micro_batch[0], self.key(state.step, index), micro_batch[1])
             loss = sum(self.task.coefficients[term] * terms[term] * shares[term] for term in terms)
             return loss, {name: metrics[name] * shares[term] for name, term in self.task.metrics.items()}
 
@@ -93,6 +94,13 @@ class Step:
         ((loss, metrics), grads), _ = jax.lax.scan(add, zeros, (micro_batches, indices))
         return loss, metrics, grads
 
+    def row_keys(self, step, rows: int):
+        """A key for each of the `rows` of a global batch, from seed, step and row; None where nothing draws by row."""
+        if not self.task.draws_by_row:
+            return None
+        stream = jax.random.fold_in(jax.random.fold_in(jax.random.key(self.seed), ROW_STREAM), step)
+        return jax.vmap(jax.random.fold_in, (None, 0))(stream, jnp.arange(rows, dtype=jnp.uint32))
+
     def key(self, step, micro_batch):
         """The key of all dropout in a micro-batch, from seed, step and index; None where nothing is drawn."""
         if not self.task.dropout:
@@ -106,7 +114,7 @@ def _share(value, total):
     return jnp.where(total > 0, value / jnp.where(total > 0, total, 1.0), 0.0)
 
 
-def split_batch(batch: dict, parts: int) -> dict:
+def split_batch(batch, parts: int):
     """Each `[batch, ...]` as `[parts, batch / parts, ...]`: part i takes rows i, i + parts, ...
 
     Taken in strides, every part has its share of each device's rows, and no row changes its device.

@@ -14,6 +14,7 @@ from data.objectives import Spec, batch_spec
 from model.ops.cross_entropy import fused, logits
 from model.transformer import Transformer, identity, initialise
 from train.config import Config
+from train.routing import Routing
 
 Sums = dict[str, jax.Array]  # float32 scalars by name
 UNSEEN = -1e30  # the logit of a position that is padding; finite, for rows that are nothing else
@@ -41,10 +42,12 @@ class Task:
     spec: Spec  # keys of a batch
     init: Callable[[jax.Array], dict]  # key -> tree of Declared
     weights: Callable[[dict], Sums]  # batch -> {term: total weight}
-    sums: Callable[[dict, dict, jax.Array | None], tuple[Sums, Sums]]  # params, batch, key -> terms, metrics
+    # params, batch, key of dropout or None, a key for each row or None -> terms, metrics
+    sums: Callable[[dict, dict, jax.Array | None, jax.Array | None], tuple[Sums, Sums]]
     coefficients: dict[str, float]  # {term: coefficient}
     metrics: dict[str, str]  # {metric: the term whose weight divides it}
     dropout: bool = False  # whether `sums` draws from its key
+    draws_by_row: bool = False  # whether it draws from the keys of rows
     tokens: Callable[[dict], jax.Array] = weighted  # batch -> what the log counts as its tokens, int32
     codes_text: bool = False  # whether the losses of all rows add up to the length of a code for the text
 
@@ -55,34 +58,38 @@ def causal(config: Config, constrain: Callable = identity, codes_text: bool = Fa
     `codes_text`: whether every token of the text is predicted once, and nothing else.
     """
     model = Transformer(config.model, constrain)
-    z_loss, chunks = config.train.z_loss, config.train.loss_chunks
+    z_loss, chunks, routing = config.train.z_loss, config.train.loss_chunks, Routing(config.model)
 
     def weights(batch):
-        return {"tokens": jnp.sum(batch["weights"])}
+        return {"tokens": jnp.sum(batch["weights"])} | routing.weights(batch)
 
-    def sums(params, batch, key):
+    def sums(params, batch, key, row_keys=None):
         def run(model):
-            hidden_BxLxD, _, _ = model(batch, key)
-            unembedding, rule = model.unembedding(), model.logit_rule
-            return fused(hidden_BxLxD, unembedding, batch["targets"], batch["weights"], rule, z_loss, chunks)
+            hidden_BxLxD, aux, _ = model(batch, key, row_keys=row_keys)
+            hidden_BxLxD, unembedding, rule = model.output(hidden_BxLxD), model.unembedding(), model.logit_rule
+            found = fused(hidden_BxLxD, unembedding, batch["targets"], batch["weights"], rule, z_loss, chunks)
+            return *found, aux
 
-        objective, found = nn.apply(run, model)({"params": params})
-        return {"tokens": objective}, {"loss": found["nll"]} | ({"z_loss": found["z"]} if z_loss else {})
+        objective, found, aux = nn.apply(run, model)({"params": params})
+        metrics = {"loss": found["nll"]} | ({"z_loss": found["z"]} if z_loss else {})
+        return {"tokens": objective} | routing.terms(aux), metrics | routing.values(aux)
 
     return Task(
         spec=batch_spec(config.data),
         init=lambda key: initialise(Transformer(config.model), key),  # its one row divides by no mesh
         weights=weights,
         sums=sums,
-        coefficients={"tokens": 1.0},
-        metrics={"loss": "tokens"} | ({"z_loss": "tokens"} if z_loss else {}),
+        coefficients={"tokens": 1.0} | routing.coefficients(),
+        metrics={"loss": "tokens"} | ({"z_loss": "tokens"} if z_loss else {}) | routing.metrics(),
         dropout=has_dropout(config),
+        draws_by_row=routing.draws,
         codes_text=codes_text,
     )
 
 
 def has_dropout(config: Config) -> bool:
-    return config.model.dropout > 0 or config.model.attention.dropout > 0
+    model = config.model
+    return max(model.dropout, model.output_dropout, model.attention.dropout, model.feed_forward.dropout) > 0
 
 
 def masked(config: Config, constrain: Callable = identity) -> Task:
@@ -93,14 +100,15 @@ def masked(config: Config, constrain: Callable = identity) -> Task:
     """
     model = Transformer(config.model, constrain)
     z_loss, chunks, pairs = config.train.z_loss, config.train.loss_chunks, config.data.objective.next_sentence
+    routing = Routing(config.model)
 
     def weights(batch):
-        found = {"masked": jnp.sum(batch["weights"])}
+        found = {"masked": jnp.sum(batch["weights"])} | routing.weights(batch)
         return found | ({"next_sentence": jnp.sum(real_rows(batch))} if pairs else {})
 
-    def sums(params, batch, key):
+    def sums(params, batch, key, row_keys=None):
         def run(model):
-            hidden_BxLxD, _, _ = model(batch, key)
+            hidden_BxLxD, aux, _ = model(batch, key, row_keys=row_keys)
             places_BxPx1 = batch["masked_positions"][..., None]
             hidden_BxPxD = jnp.take_along_axis(hidden_BxLxD, places_BxPx1, axis=1)
             # On their rows as all activations are: JAX 0.10's partitioner has mixed up rows that lay otherwise.
@@ -109,8 +117,9 @@ def masked(config: Config, constrain: Callable = identity) -> Task:
             targets, weights = batch["targets"], batch["weights"]
             objective, found = fused(hidden_BxPxD, unembedding, targets, weights, rule, z_loss, chunks)
             predicted_BxP = jnp.argmax(logits(hidden_BxPxD, unembedding, rule), axis=-1)
-            terms = {"masked": objective}
-            metrics = {"loss": found["nll"], "masked_accuracy": jnp.sum(weights * (predicted_BxP == targets))}
+            terms = {"masked": objective} | routing.terms(aux)
+            hits = jnp.sum(weights * (predicted_BxP == targets))
+            metrics = {"loss": found["nll"], "masked_accuracy": hits} | routing.values(aux)
             if pairs:
                 logits_Bx2 = model.heads.next_sentence_logits(hidden_BxLxD)
                 terms["next_sentence"], hits = classified(logits_Bx2, batch["next_sentence"], real_rows(batch))
@@ -119,7 +128,7 @@ def masked(config: Config, constrain: Callable = identity) -> Task:
 
         return nn.apply(run, model)({"params": params})
 
-    metrics = {"loss": "masked", "masked_accuracy": "masked"}
+    metrics = {"loss": "masked", "masked_accuracy": "masked"} | routing.metrics()
     if pairs:
         metrics |= dict.fromkeys(("next_sentence_loss", "next_sentence_accuracy"), "next_sentence")
     return Task(
@@ -127,9 +136,10 @@ def masked(config: Config, constrain: Callable = identity) -> Task:
         init=lambda key: initialise(Transformer(config.model), key),
         weights=weights,
         sums=sums,
-        coefficients={"masked": 1.0} | ({"next_sentence": 1.0} if pairs else {}),
+        coefficients={"masked": 1.0} | ({"next_sentence": 1.0} if pairs else {}) | routing.coefficients(),
         metrics=metrics | ({"z_loss": "masked"} if z_loss else {}),
         dropout=has_dropout(config),
+        draws_by_row=routing.draws,
         tokens=occupied,
     )
 
@@ -139,32 +149,34 @@ def qa(config: Config, constrain: Callable = identity) -> Task:
 
     Those of padding are left out, so that a window's loss does not depend on how long its row is.
     """
-    model = Transformer(config.model, constrain)
+    model, routing = Transformer(config.model, constrain), Routing(config.model)
 
-    def sums(params, batch, key):
+    def sums(params, batch, key, row_keys=None):
         def run(model):
-            hidden_BxLxD, _, _ = model(batch, key)
+            hidden_BxLxD, aux, _ = model(batch, key, row_keys=row_keys)
             logits_BxLx2 = model.heads.span_logits(hidden_BxLxD)
             seen_BxLx1 = batch["segment_ids"][..., None] > 0
-            return jnp.where(seen_BxLx1, logits_BxLx2, UNSEEN)
+            return jnp.where(seen_BxLx1, logits_BxLx2, UNSEEN), aux
 
-        logits_BxLx2 = nn.apply(run, model)({"params": params})
+        logits_BxLx2, aux = nn.apply(run, model)({"params": params})
         found = [
             classified(logits_BxLx2[..., side], batch[key], real_rows(batch))
             for side, key in enumerate(("start_positions", "end_positions"))
         ]
         (start, start_hits), (end, end_hits) = found
         loss = (start + end) / 2
-        return {"spans": loss}, {"loss": loss, "start_accuracy": start_hits, "end_accuracy": end_hits}
+        metrics = {"loss": loss, "start_accuracy": start_hits, "end_accuracy": end_hits}
+        return {"spans": loss} | routing.terms(aux), metrics | routing.values(aux)
 
     return Task(
         spec=batch_spec(config.data),
         init=lambda key: initialise(Transformer(config.model), key),
-        weights=lambda batch: {"spans": jnp.sum(real_rows(batch))},
+        weights=lambda batch: {"spans": jnp.sum(real_rows(batch))} | routing.weights(batch),
         sums=sums,
-        coefficients={"spans": 1.0},
-        metrics=dict.fromkeys(("loss", "start_accuracy", "end_accuracy"), "spans"),
+        coefficients={"spans": 1.0} | routing.coefficients(),
+        metrics=dict.fromkeys(("loss", "start_accuracy", "end_accuracy"), "spans") | routing.metrics(),
         dropout=has_dropout(config),
+        draws_by_row=routing.draws,
         tokens=occupied,
     )
 
@@ -191,6 +203,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "ul2": causal,
     "fim": causal,
     "supervised": causal,
+    "seq2seq": causal,
     "qa": qa,
 }
 

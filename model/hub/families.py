@@ -26,6 +26,7 @@ FAMILIES: dict[str, Family] = {
 SUFFIXES = {"kernel": ".weight", "scale": ".weight", "bias": ".bias"}
 LARGEST_SIZE = 2**31 - 1
 DIFFERS = ", there it is "
+ENCODER = "encoder_"  # before the names of an encoder's parameters beside a decoder
 HEADS = ("head", "head_bias", "head_transform", "heads")  # first part of the paths of parameters of heads
 
 
@@ -137,7 +138,7 @@ def differences(ours: Any, theirs: Any, path: str = "model") -> list[str]:
 
 def tensor_of(family: Family, path: str) -> Tensor:
     """The tensor of a parameter of ours, its name without prefix and with `{}` for the layer's index."""
-    key = re.sub(r"^(stack|remainder)/\d+/", "", path)
+    key = re.sub(r"^(encoder)_(stack|remainder)/\d+/", r"\1/", re.sub(r"^(stack|remainder)/\d+/", "", path))
     if key in family.tensors:
         return family.tensors[key]
     module, _, last = key.rpartition("/")
@@ -150,11 +151,11 @@ def tensor_of(family: Family, path: str) -> Tensor:
 def places(family: Family, model: Model, path: str) -> list[Tensor]:
     """The tensors of a parameter: one for each entry of its leading axis where it is stacked, else one alone."""
     tensor, (top, *rest) = tensor_of(family, path), path.split("/")
-    if top not in ("stack", "remainder"):
+    if top.removeprefix(ENCODER) not in ("stack", "remainder"):
         return [tensor]
     period, entry = len(model.pattern), int(rest[0])
-    whole = model.num_layers // period * period
-    indices = range(entry, whole, period) if top == "stack" else [whole + entry]
+    whole = (model.encoder_layers if top.startswith(ENCODER) else model.num_layers) // period * period
+    indices = range(entry, whole, period) if top.removeprefix(ENCODER) == "stack" else [whole + entry]
     return [tensor._replace(name=tensor.name.format(index)) for index in indices]
 
 

@@ -53,17 +53,21 @@ def visible(queries: Places, keys: Places, rule: Rule):
     return seen_BxLxS
 
 
-def reference(q_BxLxHxC, k_BxSxKxC, v_BxSxKxC, queries: Places, keys: Places, rule: Rule, key=None):
+def reference(q_BxLxHxC, k_BxSxKxC, v_BxSxKxC, queries: Places, keys: Places, rule: Rule, key=None, bias_BxHxLxS=None):
     """Scaled dot-product attention (Vaswani et al. 2017, eq. 1), grouped queries (Ainslie et al. 2023).
 
     Scores and softmax are float32. A query that sees no key gets the mean of the values, never NaN.
-    `key` draws the dropout of the probabilities; None: no dropout. Returns `[B, L, H, C]` in q's dtype.
+    `key` draws the dropout of the probabilities; None: no dropout. `bias_BxHxLxS`, float32 and of one row or of all,
+    is added to the scaled scores. Returns `[B, L, H, C]` in q's dtype.
     """
     B, L, H, C = q_BxLxHxC.shape
     K = k_BxSxKxC.shape[2]
     q_BxLxKxGxC = q_BxLxHxC.reshape(B, L, K, H // K, C)
     scores_BxKxLxGxS = jnp.einsum("blkgc,bskc->bklgs", q_BxLxKxGxC, k_BxSxKxC, preferred_element_type=jnp.float32)
     scores_BxKxLxGxS = scores_BxKxLxGxS * rule.scale
+    if bias_BxHxLxS is not None:
+        bias_BxKxGxLxS = bias_BxHxLxS.reshape(bias_BxHxLxS.shape[0], K, H // K, L, -1)
+        scores_BxKxLxGxS = scores_BxKxLxGxS + bias_BxKxGxLxS.swapaxes(2, 3)
     if rule.soft_cap is not None:
         scores_BxKxLxGxS = rule.soft_cap * jnp.tanh(scores_BxKxLxGxS / rule.soft_cap)
     seen_BxLxS = visible(queries, keys, rule)
@@ -159,12 +163,13 @@ def _block_backward(rule, saved, d_out):
 _block.defvjp(_block_forward, _block_backward)
 
 
-def auto(q_BxLxHxC, k_BxSxKxC, v_BxSxKxC, queries: Places, keys: Places, rule: Rule, key=None):
+def auto(q_BxLxHxC, k_BxSxKxC, v_BxSxKxC, queries: Places, keys: Places, rule: Rule, key=None, bias_BxHxLxS=None):
     """The fastest kernel that computes `reference` for these arguments."""
     ordered = rule.causal and queries is keys  # the same tokens on both sides: a row, not a cache
     drops = rule.dropout > 0 and key is not None
-    kernel = blocked if ordered and not drops else reference
-    return kernel(q_BxLxHxC, k_BxSxKxC, v_BxSxKxC, queries, keys, rule, key)
+    if ordered and not drops and bias_BxHxLxS is None:
+        return blocked(q_BxLxHxC, k_BxSxKxC, v_BxSxKxC, queries, keys, rule, key)
+    return reference(q_BxLxHxC, k_BxSxKxC, v_BxSxKxC, queries, keys, rule, key, bias_BxHxLxS)
 
 
 # Kernels that serve any arguments. `blocked` does not, and is chosen by `auto` where it does.

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from model import config as cfg
+from model.checks import check
 from model.generate import Sampling, empty_cache, extend, generate
 from model.transformer import Transformer
 from tests.model import formulas
@@ -137,4 +138,4 @@ def test_generated_text_stands_behind_its_prompt_as_a_prefix(config):
 
 def test_a_prefix_in_an_encoder_is_refused():
     config = replace(GPT2, attention=replace(GPT2.attention, causal=False, prefix=True))
-    assert [key for key, _ in cfg.check(config)] == ["attention.prefix"]
+    assert [key for key, _ in check(config)] == ["attention.prefix"]

@@ -20,7 +20,7 @@ from train import optim
 from train.mesh import RULES
 
 GOLDEN = """\
-mesh data=2 fsdp=2 tensor=2
+mesh data=2 fsdp=2 expert=1 tensor=2
 embedding/position                                [16, 8]                   positions embed                   - fsdp
 embedding/token                                   [256, 8]                  vocab embed                       tensor fsdp
 final_norm/scale                                  [8]                       norm                              -
@@ -39,9 +39,9 @@ BATCH = {
 }
 
 
-def make(data=-1, fsdp=1, tensor=1, count=8):
+def make(data=-1, fsdp=1, tensor=1, expert=1, count=8):
     assert jax.device_count() >= 8, "run with XLA_FLAGS=--xla_force_host_platform_device_count=8"
-    return meshes.make_mesh(cfg.Mesh(data, fsdp, tensor), jax.devices()[:count])
+    return meshes.make_mesh(cfg.Mesh(data, fsdp, tensor, expert), jax.devices()[:count])
 
 
 @pytest.fixture
@@ -52,17 +52,18 @@ def mesh():
 @pytest.mark.parametrize(
     ("sizes", "count", "shape"),
     (
-        ((-1, 1, 1), 8, (8, 1, 1)),
-        ((2, -1, 2), 8, (2, 2, 2)),
-        ((1, 2, 4), 8, (1, 2, 4)),
-        ((1, 1, -1), 4, (1, 1, 4)),
-        ((-1, 1, 1), 1, (1, 1, 1)),
-        ((2, 1, 1), 2, (2, 1, 1)),
+        ((-1, 1, 1), 8, (8, 1, 1, 1)),
+        ((2, -1, 2), 8, (2, 2, 1, 2)),
+        ((1, 2, 4), 8, (1, 2, 1, 4)),
+        ((1, 1, -1), 4, (1, 1, 1, 4)),
+        ((-1, 1, 1), 1, (1, 1, 1, 1)),
+        ((2, 1, 1), 2, (2, 1, 1, 1)),
+        ((2, 1, 1, -1), 8, (2, 1, 4, 1)),
     ),
 )
 def test_mesh_uses_every_device_once(sizes, count, shape):
     mesh = make(*sizes, count=count)
-    assert tuple(mesh.shape.items()) == tuple(zip(("data", "fsdp", "tensor"), shape, strict=True))
+    assert tuple(mesh.shape.items()) == tuple(zip(("data", "fsdp", "expert", "tensor"), shape, strict=True))
     assert sorted(device.id for device in mesh.devices.flat) == list(range(count))
     assert set(mesh.axis_types) == {jax.sharding.AxisType.Auto}
 
@@ -70,7 +71,7 @@ def test_mesh_uses_every_device_once(sizes, count, shape):
 @pytest.mark.parametrize(
     ("sizes", "message"),
     (
-        ((2, 2, 3), "data 2 x fsdp 2 x tensor 3, which takes 12 devices, and this machine has 8"),
+        ((2, 2, 3), "data 2 x fsdp 2 x tensor 3 x expert 1, which takes 12 devices, and this machine has 8"),
         ((-1, 3, 1), "mesh.data is -1, the rest of 8 devices, which the other axes' 3 do not divide"),
     ),
 )
@@ -84,7 +85,7 @@ def test_a_mesh_smaller_than_the_machine_takes_the_first_devices():
 
 
 def test_spec_follows_the_table(mesh):
-    assert meshes.spec(("batch", "length"), RULES, mesh) == PartitionSpec(("data", "fsdp"), None)
+    assert meshes.spec(("batch", "length"), RULES, mesh) == PartitionSpec(("data", "fsdp", "expert"), None)
     assert meshes.spec(("vocab", "embed"), RULES, mesh) == PartitionSpec("tensor", "fsdp")
     assert meshes.spec(("layers", "norm"), RULES, mesh) == PartitionSpec(None, None)
     assert meshes.spec((), RULES, mesh) == PartitionSpec()
@@ -106,8 +107,8 @@ def test_a_mesh_axis_divides_one_dimension(mesh):
 
 
 def test_a_rule_for_an_axis_that_the_mesh_lacks_is_refused(mesh):
-    with pytest.raises(ValueError, match="'experts' goes to 'expert', which is none of .*'data'"):
-        meshes.spec(("experts",), {**RULES, "experts": "expert"}, mesh)
+    with pytest.raises(ValueError, match="'stages' goes to 'stage', which is none of .*'data'"):
+        meshes.spec(("stages",), {**RULES, "stages": "stage"}, mesh)
 
 
 def test_a_rank_that_differs_is_refused(mesh):
@@ -120,7 +121,7 @@ def test_the_stored_vocabulary_divides_and_the_real_one_does_not():
     assert meshes.spec(("vocab", "embed"), RULES, mesh, (50304, 8)) == PartitionSpec("tensor", "fsdp")
     with pytest.raises(ConfigError, match=r"\[50257, 8\] does not fit the mesh: vocab 50257 .* mesh.tensor = 8"):
         meshes.spec(("vocab", "embed"), RULES, mesh, (50257, 8))
-    with pytest.raises(ConfigError, match="batch 6 does not divide by mesh.data x mesh.fsdp = 8"):
+    with pytest.raises(ConfigError, match="batch 6 does not divide by mesh.data x mesh.fsdp x mesh.expert = 8"):
         meshes.spec(("batch",), RULES, make(data=4, fsdp=2), (6,))
 
 
@@ -129,8 +130,8 @@ def test_everything_that_does_not_divide_is_named_at_once():
     with pytest.raises(ConfigError) as error:
         meshes.check_mesh(DECLARATIONS, 5, RULES, make(tensor=4))
     text = str(error.value)
-    assert "data=2 fsdp=1 tensor=4" in text
-    assert "batch 5 does not divide by mesh.data x mesh.fsdp = 2" in text
+    assert "data=2 fsdp=1 expert=1 tensor=4" in text
+    assert "batch 5 does not divide by mesh.data x mesh.fsdp x mesh.expert = 2" in text
     assert "kv_heads 2 does not divide by mesh.tensor = 4 (stack/0/attention/key/kernel)" in text
     assert "query" not in text and "\n" not in text
 
@@ -206,7 +207,7 @@ def test_constrain_stands_in_the_compiled_text(mesh):
     x = jax.ShapeDtypeStruct((8, 4, 6), jnp.float32)
     for lowered in (jax.jit(double).lower(x), _lower_in(mesh, double, x)):
         text = lowered.as_text()
-        assert '[{"data", "fsdp"}, {}, {"tensor"}]' in text, text
+        assert '[{"data", "fsdp", "expert"}, {}, {"tensor"}]' in text, text
         assert "f32[2,4,3]" in lowered.compile().as_text()
     np.testing.assert_array_equal(jax.jit(double)(jnp.ones((8, 4, 6))), np.full((8, 4, 6), 2.0))
 
@@ -246,7 +247,7 @@ def test_a_batch_of_the_wrong_number_of_rows_is_refused(mesh):
     shardings = meshes.batch_shardings(BATCH, RULES, mesh)
     with pytest.raises(ValueError, match="rows 0 to 16 of the batch, but has 8 rows"):
         meshes.global_batch({"tokens": np.zeros((8, 4), np.int32)}, shardings, 16)
-    with pytest.raises(ConfigError, match="batch 6 does not divide by mesh.data x mesh.fsdp = 4"):
+    with pytest.raises(ConfigError, match="batch 6 does not divide by mesh.data x mesh.fsdp x mesh.expert = 4"):
         meshes.batch_shardings({"tokens": ((6, 4), np.int32, ("batch", "length"))}, RULES, mesh)
 
 
@@ -263,13 +264,13 @@ jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=index)
 devices = jax.devices()
 rows = np.arange(32, dtype=np.int32).reshape(8, 4)
-interleaved = np.asarray([devices[i] for i in (0, 2, 1, 3)]).reshape(4, 1, 1)
+interleaved = np.asarray([devices[i] for i in (0, 2, 1, 3)]).reshape(4, 1, 1, 1)
 for mesh, expected in (
     (meshes.make_mesh(cfg.Mesh()), ((0, 4), (4, 8))),
     (meshes.make_mesh(cfg.Mesh(fsdp=-1, data=2)), ((0, 4), (4, 8))),
     (meshes.make_mesh(cfg.Mesh(tensor=2)), ((0, 4), (4, 8))),
     (meshes.make_mesh(cfg.Mesh(tensor=4)), ((0, 8), (0, 8))),
-    (Mesh(interleaved, meshes.AXES, axis_types=(AxisType.Auto,) * 3), ((0, 6), (2, 8))),
+    (Mesh(interleaved, meshes.AXES, axis_types=(AxisType.Auto,) * 4), ((0, 6), (2, 8))),
 ):
     specification = {"tokens": ((8, 4), np.int32, ("batch", "length"))}
     shardings = meshes.batch_shardings(specification, meshes.RULES, mesh)
@@ -283,7 +284,7 @@ for mesh, expected in (
 try:
     meshes.make_mesh(cfg.Mesh(data=2))
 except meshes.ConfigError as error:
-    assert "data=2 fsdp=1 tensor=1 leaves processes [1] without a device" in str(error)
+    assert "data=2 fsdp=1 expert=1 tensor=1 leaves processes [1] without a device" in str(error)
     print("ok")
 """
 
