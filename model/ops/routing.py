@@ -155,7 +155,7 @@ def router_statistics(logits_GxSxE, real_GxS) -> dict:
 
 
 def grouped(x_BxL, groups: int):
-    """`[B, L, ...]` as `[B * groups, S, ...]`: rows cut into equal parts, after zeros at their end where they do not."""
+    """`[B, L, ...]` as `[B * groups, S, ...]`: rows cut into equal parts, the last filled up with zeros."""
     rows, length = x_BxL.shape[:2]
     tokens = -(-length // groups)
     padding = [(0, 0), (0, groups * tokens - length)] + [(0, 0)] * (x_BxL.ndim - 2)

@@ -31,7 +31,7 @@ def make(seed: int = 0, spread: float = 1.5):
 
 @every_rule
 @pytest.mark.parametrize("drawn", (True, False), ids=("drawn", "all"))
-@pytest.mark.parametrize("places", (1, 3, S))
+@pytest.mark.parametrize("places", (3, S))
 def test_routes_and_statistics_are_the_loop(settings, loop, drawn, places):
     logits, real, draws = make(places)
     routes, found = routed(logits, real, settings, places, draws if drawn else None)
@@ -145,7 +145,7 @@ def test_gates_have_a_gradient_through_the_weights():
 
     value = jit(of)
     slope = jnp.vdot(jit(jax.grad(of))(logits), step)
-    difference = (value(logits + 1e-3 * step) - value(logits - 1e-3 * step)) / 2e-3
+    difference = float(value(logits + 1e-3 * step) - value(logits - 1e-3 * step)) / 2e-3
     assert slope == pytest.approx(difference, rel=1e-2) and abs(slope) > 0.1
 
 
