@@ -22,6 +22,7 @@ from model.ops.attention import Places
 from model.ops.cross_entropy import LogitRule, Unembedding, logits
 from model.ops.dropout import dropout
 from model.parameters import Declaration, constant, declare, normal
+from model.relative import RelativeBias
 from model.stack import Stack, folded
 
 # Folds beside the indices of layers, which their dropout and their routing fold.
@@ -72,6 +73,8 @@ class Transformer(nn.Module):
             setattr(self, prefix + name, self.param(prefix + name, lambda _, part=part: part.initialise(key)))
         if config.norm.placement != "post":
             setattr(self, f"{prefix}final_norm", Norm(config.norm))
+        if isinstance(config.positions, cfg.RelativePositions):
+            setattr(self, f"{prefix}relative_bias", RelativeBias(config, bidirectional=not config.attention.causal))
 
     def declare_language_head(self):
         config = self.config
