@@ -46,8 +46,8 @@ def check_trained(metadata: dict, workdir: Path) -> None:
     """ConfigError where a checkpoint holds imported weights alone: there is no training to go on with."""
     if metadata["store_fingerprint"] == NO_DATA:
         raise ConfigError(
-            f"{workdir} was made by train.convert and holds weights alone, no training to go on with. Begin a run from "
-            f"them: another --workdir, and --config.train.init_from={workdir}"
+            f"{workdir} was made by train.convert or train.average and holds weights alone, no training to go on with. "
+            f"Begin a run from them: another --workdir, and --config.train.init_from={workdir}"
         )
 
 

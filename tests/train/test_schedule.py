@@ -87,6 +87,14 @@ def test_every_step_is_the_closed_form(index, warmup):
     np.testing.assert_allclose(on_host, expected[9], rtol=0, atol=2.5e-7 * PEAK)
 
 
+def test_the_inverse_root_is_the_law_of_vaswani_et_al():
+    """Their equation 3, of steps from 1: d^-0.5 min(step^-0.5, step warmup^-1.5), its peak being (d warmup)^-0.5."""
+    embed, warmup, steps = 512, 4000, np.array((1, 2, 1000, 3999, 4000, 4001, 20_000, 100_000))
+    law = embed**-0.5 * np.minimum(steps**-0.5, steps * warmup**-1.5)
+    rate = jax.jit(jax.vmap(built(cfg.InverseSqrt(warmup=warmup), 100_000, (embed * warmup) ** -0.5)))
+    np.testing.assert_allclose(rate(jnp.asarray(steps - 1)), law, rtol=5e-7)
+
+
 def test_values_are_the_golden_ones():
     configs = (
         cfg.Constant(warmup=4),

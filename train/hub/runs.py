@@ -147,20 +147,33 @@ def save(directory: Path, config: Config, source: Source, params: dict) -> None:
             write_json(directory / "tokenizer.json", content)
             made = tokenizer.load(directory / "tokenizer.json", setting.end_of_text, setting.lowercase, setting.stop)
             fingerprint = made.fingerprint
+    save_weights(directory, config, fingerprint, params)
+
+
+def save_weights(
+    directory: Path, config: Config, tokenizer_fingerprint: str, params: dict, step: int = 0, notes: dict | None = None
+) -> None:
+    """Write what makes `directory` the run of a configuration and its parameters, without an optimizer's state.
+
+    `notes` are kept in the checkpoint's metadata.
+    """
+    with storage_errors(directory, "write"):
         for name, value in (("config.json", to_plain(config)), ("environment.json", environment())):
             write_json(directory / name, value)
-    zero = jnp.zeros((), jnp.int32)
-    state = State(params=params, frozen={}, opt_state={}, ema={}, step=zero, skipped=zero)
+    state = State(
+        params=params, frozen={}, opt_state={}, ema={}, step=jnp.int32(step), skipped=jnp.zeros((), jnp.int32)
+    )
     metadata = {
         "config_hash": config_hash(config),
         "config": to_plain(config),
         "data_order": DATA_ORDER_VERSION,
         "store_fingerprint": NO_DATA,
-        "tokenizer_fingerprint": fingerprint,
+        "tokenizer_fingerprint": tokenizer_fingerprint,
         **vars(Counters()),
+        **(notes or {}),
     }
     checkpointer = Checkpointer(directory / "checkpoints", keep=1)
-    checkpointer.save(0, state, metadata, {})
+    checkpointer.save(step, state, metadata, {})
     checkpointer.close()
 
 
