@@ -11,6 +11,7 @@ from functools import partial
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from model import config as cfg
 from model.ops.dropout import dropout
@@ -82,7 +83,7 @@ class Norm(nn.Module):
 
 
 class Embedding(nn.Module):
-    """Token embeddings, plus learned positions and token types where the configuration has them, and their norm."""
+    """Token embeddings, plus positions and token types where the configuration has them, and their norm."""
 
     config: cfg.Model
     constrain: Callable
@@ -111,6 +112,8 @@ class Embedding(nn.Module):
             x_BxLxD = x_BxLxD * config.embedding_scale
         if isinstance(config.positions, cfg.LearnedPositions):
             x_BxLxD = x_BxLxD + self.look_up(self.position, "positions", batch["positions"])
+        if isinstance(config.positions, cfg.SinusoidalPositions):
+            x_BxLxD = x_BxLxD + sinusoids(batch["positions"], config.embed_dim, config.positions)
         if config.token_types:
             x_BxLxD = x_BxLxD + self.look_up(self.token_type, "token_types", batch["token_types"])
         if config.embedding_norm:
@@ -149,6 +152,26 @@ def residual_std(config: cfg.Model, fan_in: int) -> float:
     """Standard deviation of a kernel that writes to the residual stream (GPT-2 divides by sqrt(2 num_layers))."""
     std = fan_in**-0.5 if config.init.kernel_std is None else config.init.kernel_std
     return std * (2 * config.num_layers) ** -0.5 if config.init.scale_residual else std
+
+
+def sinusoids(positions_BxL, dim: int, setting: cfg.SinusoidalPositions):
+    """Float32 `[B, L, dim]`: sines and cosines of each position, in the layout of `setting`; `dim` is even.
+
+    Pair i of the dim / 2 turns by 10000^(-2i / dim) radians a position (Vaswani et al. 2017, section 3.5), under
+    `timescales` by 10000^(-i / (dim / 2 - 1)).
+    """
+    half = dim // 2
+    last = max(half - 1, 1) if setting.layout == "timescales" else half
+    turns = 10_000.0 ** (-np.arange(half) / last) / (2 * np.pi)  # of a position, in float64
+    # Products that wrap around drop whole turns without error; a float32 angle would be 4e-5 off at position 512.
+    step = jnp.asarray(np.round(turns * 2.0**32), jnp.uint32)
+    wrapped = (positions_BxL + setting.offset).astype(jnp.uint32)[..., None] * step[None, None, :]
+    signed = jax.lax.bitcast_convert_type(wrapped, jnp.int32)  # from half a turn behind to half a turn ahead
+    angles = signed.astype(jnp.float32) * (2 * np.pi / 2**32)
+    parts = [jnp.sin(angles), jnp.cos(angles)]
+    if setting.layout == "interleaved":
+        return jnp.stack(parts, axis=-1).reshape(*positions_BxL.shape, dim)
+    return jnp.concatenate(parts, axis=-1)
 
 
 def rotary_frequencies(layer: cfg.Layer, head_dim: int):

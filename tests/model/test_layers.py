@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from model import config as cfg
-from model.layers import ACTIVATIONS, FeedForward, Norm, rotary_frequencies, rotary_table, rotate
+from model.layers import ACTIVATIONS, Embedding, FeedForward, Norm, rotary_frequencies, rotary_table, rotate, sinusoids
 from model.transformer import identity
 from tests.model import formulas
 from tests.model.small import close, jit, same
@@ -150,3 +150,39 @@ def test_turning_is_done_in_float32():
     y = turned(cfg.Layer())(x, positions)
     assert y.dtype == jnp.bfloat16
     close(y[0].astype(jnp.float32), exact, 2**-8)
+
+
+def slow_sinusoids(position: int, dim: int, layout: str) -> list[float]:
+    """Section 3.5 of Vaswani et al. 2017 and tensor2tensor's timing signal, a number at a time."""
+    if layout == "timescales":
+        rates = [math.exp(-i * math.log(10_000) / max(dim // 2 - 1, 1)) for i in range(dim // 2)]
+    else:
+        rates = [1 / 10_000 ** (2 * i / dim) for i in range(dim // 2)]
+    if layout == "interleaved":
+        return [turn(position * rate) for rate in rates for turn in (math.sin, math.cos)]
+    return [turn(position * rate) for turn in (math.sin, math.cos) for rate in rates]
+
+
+@pytest.mark.parametrize("dim", (2, 16, 512))
+@pytest.mark.parametrize("layout", cfg.SINUSOIDS)
+def test_sinusoids_are_their_formula_also_far_out(layout, dim):
+    """An angle in float32 would be off by 1e-3 at the last positions here."""
+    positions = np.array([[0, 1, 2, 7], [511, 512, 4095, 10_000]], np.int32)
+    for offset in (0, 2):
+        found = jit(
+            lambda places, offset=offset: sinusoids(places, dim, cfg.SinusoidalPositions("sinusoidal", layout, offset))
+        )(positions)
+        assert found.dtype == jnp.float32 and found.shape == (2, 4, dim)
+        expected = [[slow_sinusoids(place + offset, dim, layout) for place in row] for row in positions.tolist()]
+        np.testing.assert_allclose(found[0], expected[0], rtol=0, atol=5e-7)
+        np.testing.assert_allclose(found[1], expected[1], rtol=0, atol=1e-5)
+
+
+def test_sinusoids_are_added_to_the_scaled_embedding():
+    """Section 3.4 and 3.5: the embedding times its scale, plus the position, which is not scaled."""
+    config = cfg.Model(vocab_size=100, embed_dim=16, positions=cfg.SinusoidalPositions(), embedding_scale=4.0)
+    table = np.random.default_rng(0).standard_normal((128, 16)).astype(np.float32)
+    batch = {"tokens": jnp.array([[5, 9]]), "positions": jnp.array([[0, 3]])}
+    found = Embedding(config, identity).apply({"params": {"token": table}}, batch)
+    positions = np.array([slow_sinusoids(place, 16, "interleaved") for place in (0, 3)])
+    close(found[0], 4 * table[[5, 9]] + positions, 1e-6)
