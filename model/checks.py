@@ -18,6 +18,7 @@ from model.config import (
     Model,
     NoExperts,
     NoScaling,
+    RelativePositions,
     RotaryPositions,
     SinusoidalPositions,
 )
@@ -51,7 +52,8 @@ def check(config: Model) -> list[tuple[str, str]]:
     ]
     if not config.pattern:
         problems.append(("pattern", "is empty, must hold at least one layer"))
-    return problems + _check_ranges(config) + _check_experts(config) or _check_shapes(config)
+    problems += _check_ranges(config) + _check_experts(config)
+    return problems or _check_shapes(config) + _check_relative(config)
 
 
 def _check_ranges(config: Model) -> list[tuple[str, str]]:
@@ -138,6 +140,22 @@ def _check_experts(config: Model) -> list[tuple[str, str]]:
     if not wanted:
         problems.append(("pattern", f"has no layer with experts: true, but model.experts is {experts.name}"))
     return problems
+
+
+def _check_relative(config: Model) -> list[tuple[str, str]]:
+    """Whether the buckets of relative positions are whole, and the farthest distance beyond those of one each."""
+    positions = config.positions
+    if not isinstance(positions, RelativePositions):
+        return []
+    sides = 2 if config.encoder_layers or not config.attention.causal else 1  # an encoder has half of them for each
+    if positions.buckets % sides or positions.buckets < 2 * sides:
+        multiple = "an even number of at least 4" if sides == 2 else "at least 2"
+        return [("positions.buckets", f"is {positions.buckets}, must be {multiple}")]
+    near = (positions.buckets if config.attention.causal else positions.buckets // 2) // 2
+    if positions.max_distance <= near:
+        clash = f"is {positions.max_distance}, must be above {near}: so many distances have a bucket of their own"
+        return [("positions.max_distance", clash)]
+    return []
 
 
 def _check_shapes(config: Model) -> list[tuple[str, str]]:

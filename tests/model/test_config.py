@@ -15,6 +15,7 @@ from model.config import (
     Model,
     NoPositions,
     Norm,
+    RelativePositions,
 )
 from tests.model.small import MODELS
 
@@ -53,6 +54,35 @@ def test_an_impossible_architecture_is_refused_by_name(key, case):
     problems = check(replace(Model(), **changes))
     assert [path for path, _ in problems] == [key]
     assert clash in problems[0][1]
+
+
+ENCODER, BESIDE = Attention(causal=False), {"encoder_layers": 2}
+RELATIVE = {
+    "positions.buckets": (
+        ({}, 1, 128, "is 1, must be at least 2"),
+        ({"attention": ENCODER}, 2, 128, "an even number of at least 4"),
+        (BESIDE, 33, 128, "is 33, must be an even number"),
+    ),
+    "positions.max_distance": (
+        ({}, 32, 16, "must be above 16"),
+        ({"attention": ENCODER}, 32, 8, "must be above 8"),
+        (BESIDE, 32, 16, "must be above 16"),
+    ),
+}
+
+
+@pytest.mark.parametrize(("key", "case"), [(key, case) for key, cases in RELATIVE.items() for case in cases])
+def test_buckets_of_distances_are_whole_and_ascend(key, case):
+    changes, buckets, farthest, clash = case
+    [(path, found)] = check(replace(Model(), positions=RelativePositions("relative", buckets, farthest), **changes))
+    assert path == key and clash in found
+
+
+@pytest.mark.parametrize(
+    ("changes", "buckets", "farthest"), [({}, 3, 2), ({"attention": ENCODER}, 4, 2), (BESIDE, 4, 3), (BESIDE, 32, 17)]
+)
+def test_buckets_may_be_few(changes, buckets, farthest):
+    assert check(replace(Model(), positions=RelativePositions("relative", buckets, farthest), **changes)) == []
 
 
 @pytest.mark.parametrize("config", (Model(), *MODELS.values()), ids=("default", *MODELS))
