@@ -255,6 +255,12 @@ def _inputs_and_heads(config: Config) -> tuple[tuple[bool, str, str], ...]:
             f"is {config.train.z_loss:g}, but data.objective qa has no logits over the vocabulary; set it to 0",
         ),
         (
+            answers and config.train.label_smoothing > 0,
+            "train.label_smoothing",
+            f"is {config.train.label_smoothing:g}, but data.objective qa predicts places of a row, which are not "
+            "smoothed; set it to 0",
+        ),
+        (
             not reads_both_sides(objective) and model.token_types > 0,
             "model.token_types",
             f"is {model.token_types}, but batches of data.objective {objective.name} hold none; set it to 0",

@@ -59,6 +59,7 @@ def causal(config: Config, constrain: Callable = identity, codes_text: bool = Fa
     """
     model = Transformer(config.model, constrain)
     z_loss, chunks, routing = config.train.z_loss, config.train.loss_chunks, Routing(config.model)
+    smoothing = config.train.label_smoothing
 
     def weights(batch):
         return {"tokens": jnp.sum(batch["weights"])} | routing.weights(batch)
@@ -67,7 +68,8 @@ def causal(config: Config, constrain: Callable = identity, codes_text: bool = Fa
         def run(model):
             hidden_BxLxD, aux, _ = model(batch, key, row_keys=row_keys)
             hidden_BxLxD, unembedding, rule = model.output(hidden_BxLxD), model.unembedding(), model.logit_rule
-            found = fused(hidden_BxLxD, unembedding, batch["targets"], batch["weights"], rule, z_loss, chunks)
+            targets, weights = batch["targets"], batch["weights"]
+            found = fused(hidden_BxLxD, unembedding, targets, weights, rule, z_loss, chunks, smoothing)
             return *found, aux
 
         objective, found, aux = nn.apply(run, model)({"params": params})
@@ -100,7 +102,7 @@ def masked(config: Config, constrain: Callable = identity) -> Task:
     """
     model = Transformer(config.model, constrain)
     z_loss, chunks, pairs = config.train.z_loss, config.train.loss_chunks, config.data.objective.next_sentence
-    routing = Routing(config.model)
+    smoothing, routing = config.train.label_smoothing, Routing(config.model)
 
     def weights(batch):
         found = {"masked": jnp.sum(batch["weights"])} | routing.weights(batch)
@@ -115,7 +117,7 @@ def masked(config: Config, constrain: Callable = identity) -> Task:
             hidden_BxPxD = model.output(constrain(hidden_BxPxD, ("batch", "predictions", "activation_embed")))
             unembedding, rule = model.unembedding(), model.logit_rule
             targets, weights = batch["targets"], batch["weights"]
-            objective, found = fused(hidden_BxPxD, unembedding, targets, weights, rule, z_loss, chunks)
+            objective, found = fused(hidden_BxPxD, unembedding, targets, weights, rule, z_loss, chunks, smoothing)
             predicted_BxP = jnp.argmax(logits(hidden_BxPxD, unembedding, rule), axis=-1)
             terms = {"masked": objective} | routing.terms(aux)
             hits = jnp.sum(weights * (predicted_BxP == targets))
