@@ -9,6 +9,7 @@ import jax
 
 from model import config as cfg
 from model.attention import CrossAttention, SelfAttention, Shared
+from model.experts import Experts
 from model.layers import FeedForward, Norm
 from model.ops.dropout import dropout
 
@@ -42,7 +43,10 @@ class Block(nn.Module):
         def feed(x_BxLxD):
             if not self.layer.experts:
                 return FeedForward(self.config, self.constrain, name="feed_forward")(x_BxLxD, keys[5])
-            raise NotImplementedError
+            experts = Experts(self.config, self.constrain, name="feed_forward")
+            y_BxLxD, found = experts(x_BxLxD, shared.places.segments, shared.row_keys, keys[5])
+            aux.update(found)
+            return y_BxLxD
 
         x_BxLxD = self.sublayer("attention", mix, x_BxLxD, keys[1])
         if self.config.encoder_layers:

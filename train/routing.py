@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from model.config import Model, NoExperts
+from model.config import CapacityExperts, Model, NoExperts
 
 LENGTHS = {"decoder": "segment_ids", "encoder": "source_segment_ids"}  # the key that tells padding, by stack
 BY_GROUP = ("load",)  # sums over groups; the other statistics are sums over tokens
@@ -40,9 +40,8 @@ class Routing:
 
     @property
     def draws(self) -> bool:
-        """Whether training draws where tokens go."""
-        experts = self.model.experts
-        return getattr(experts, "second_policy", "all") == "random" or getattr(experts, "jitter", 0.0) > 0
+        """Whether the experts tell training from evaluation, by the keys of rows."""
+        return isinstance(self.model.experts, CapacityExperts)
 
     def coefficients(self) -> dict[str, float]:
         experts, found = self.model.experts, {}

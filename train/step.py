@@ -61,7 +61,7 @@ class Step:
         """(loss, metrics, gradient of the loss) over the global batch, whatever its division."""
         totals = self.task.weights(batch)
         shares = {term: _share(1.0, total) for term, total in totals.items()}
-        batch = (batch, self.row_keys(state.step, batch["tokens"].shape[0]))
+        batch = (batch, self.row_keys(state.step, len(next(iter(batch.values())))))
 
         def loss_of(params, micro_batch, index):
             whole = merge(params, state.frozen)

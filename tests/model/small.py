@@ -72,6 +72,18 @@ POST = Model(
     head_bias=True,
     init=Initialization(kernel_std=None),
 )
+# An encoder of two periods beside a decoder of one and a layer.
+PAIR = Model(
+    vocab_size=100,
+    num_layers=3,
+    encoder_layers=4,
+    embed_dim=16,
+    attention=Attention(num_heads=4, num_kv_heads=2, qkv_bias=True),
+    feed_forward=FeedForward(24, "relu", gated=False, bias=True),
+    norm=Norm("layernorm", bias=True),
+    pattern=(Layer(window=5, rotary_base=10.0), Layer(rotary_base=50.0)),
+    output_scale=0.25,
+)
 MODELS = {"gpt2": GPT2, "llama": LLAMA, "gemma": GEMMA, "post": POST}
 
 
@@ -124,6 +136,13 @@ def pack(*rows: list[list[int]], length: int = LENGTH) -> dict:
             batch["segment_ids"][row, place] = number
             start += len(tokens)
     return batch
+
+
+def sourced(batch: dict, sources: dict | None = None) -> dict:
+    """`batch` with what an encoder reads: the rows of `sources`, or of the batch itself as other tokens."""
+    if sources is None:
+        sources = {**batch, "tokens": np.where(batch["segment_ids"] > 0, (7 * batch["tokens"] + 3) % 97 + 1, 0)}
+    return {**batch, **{f"source_{key}": sources[key] for key in ("tokens", "positions", "segment_ids")}}
 
 
 def tokens(count: int, seed: int, low: int = 1, high: int = 100) -> list[int]:

@@ -8,12 +8,29 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from model.generate import Sampling, choose, empty_cache, extend, generate
+from model.generate import Sampling, choose, empty_cache, extend, generate, read_source
 from model.transformer import Transformer
-from tests.model.small import GEMMA, GPT2, LENGTH, LLAMA, MODELS, close, draw, jit, logits, pack, same, tokens
+from tests.model.small import (
+    GEMMA,
+    GPT2,
+    LENGTH,
+    LLAMA,
+    MODELS,
+    PAIR,
+    close,
+    draw,
+    jit,
+    logits,
+    pack,
+    same,
+    sourced,
+    tokens,
+)
 
-models = pytest.mark.parametrize("config", MODELS.values(), ids=MODELS)
+READERS = {**MODELS, "pair": PAIR}
+models = pytest.mark.parametrize("config", READERS.values(), ids=READERS)
 ROWS = (tokens(LENGTH, 1), tokens(LENGTH, 2))
+SOURCES = (tokens(LENGTH, 6), tokens(5, 7))
 NO_END = 127  # no token of the vocabulary: nothing ends early
 
 
@@ -24,12 +41,24 @@ def extender(config):
     return jit(lambda params, cache, tokens, counts: extend(model, params, cache, tokens, counts))
 
 
+@cache
+def source_reader(config):
+    """Compiled `(params, cache) -> cache` with SOURCES in it, the shorter one padded with a token like any."""
+    rows = np.full((2, LENGTH), 77, np.int32)
+    for row, source in enumerate(SOURCES):
+        rows[row, : len(source)] = source
+    counts = np.array([len(source) for source in SOURCES], np.int32)
+    return jit(lambda params, cache: read_source(Transformer(config), params, cache, rows, counts))
+
+
 def read(config, steps, capacity: int = LENGTH) -> list:
     """Read ROWS through a cache: `steps` of (tokens, padding included, and how many of them are real) a row.
 
     Returns after each step the logits, and the position of the token they stand behind, both by row.
     """
     run, found, cache, done = extender(config), [], empty_cache(config, 2, capacity), np.zeros(2, int)
+    if config.encoder_layers:
+        cache = source_reader(config)(draw(config), cache)
     for width, counts in steps:
         given = np.full((2, width), 77, np.int32)  # padding is a token like any other
         for row in range(2):
@@ -42,8 +71,9 @@ def read(config, steps, capacity: int = LENGTH) -> list:
 
 
 def full(config):
-    """Logits `[2, LENGTH, V]` of ROWS without a cache."""
-    return logits(config)(draw(config), pack(*([row] for row in ROWS)))
+    """Logits `[2, LENGTH, V]` of ROWS, and of SOURCES where there is an encoder, without a cache."""
+    sources = pack(*([row] for row in SOURCES))
+    return logits(config)(draw(config), sourced(pack(*([row] for row in ROWS)), sources))
 
 
 def check_read(config, steps, capacity: int = LENGTH):

@@ -14,7 +14,7 @@ from data.source_config import TextSource
 from data.tokenizer_config import FileTokenizer
 from model.parameters import KINDS
 from train.checks import PARAMETER_KINDS, RULES, check, check_devices, load
-from train.config import Config, defaults
+from train.config import Config, Mesh, defaults
 
 MASKED = ["model.attention.causal=false", "data.tokenizer.name=wordpiece", "data.objective.name=masked"]
 RECIPE = "from train.config import defaults\ndef get_config():\n    return defaults()\n"
@@ -203,26 +203,27 @@ def test_the_saved_configuration_starts_the_same_run(refused, tmp_path):
     assert load(str(saved), ["--config.train.seed=3"]) == replace(config, train=replace(config.train, seed=3))
 
 
-def sized(data=-1, fsdp=1, tensor=1, batch_size=8, accumulate=1):
+def sized(data=-1, fsdp=1, tensor=1, expert=1, batch_size=8, accumulate=1):
     train = replace(Config().train, batch_size=batch_size, accumulate=accumulate)
-    return replace(Config(), train=train, mesh=replace(Config().mesh, data=data, fsdp=fsdp, tensor=tensor))
+    return replace(Config(), train=train, mesh=Mesh(data, fsdp, tensor, expert))
 
 
 @pytest.mark.parametrize(
     ("config", "devices", "sizes"),
     [
-        (sized(), 1, (1, 1, 1)),
-        (sized(), 8, (8, 1, 1)),
-        (sized(fsdp=2, tensor=2), 8, (2, 2, 2)),
-        (sized(data=1, fsdp=-1), 4, (1, 4, 1)),
-        (sized(tensor=-1, data=2), 8, (2, 1, 4)),
-        (sized(data=2), 8, (2, 1, 1)),  # a mesh on purpose smaller than the machine
-        (sized(batch_size=16, accumulate=2), 8, (8, 1, 1)),
+        (sized(), 1, (1, 1, 1, 1)),
+        (sized(), 8, (8, 1, 1, 1)),
+        (sized(fsdp=2, tensor=2), 8, (2, 2, 2, 1)),
+        (sized(data=1, fsdp=-1), 4, (1, 4, 1, 1)),
+        (sized(tensor=-1, data=2), 8, (2, 1, 4, 1)),
+        (sized(data=2), 8, (2, 1, 1, 1)),  # a mesh on purpose smaller than the machine
+        (sized(batch_size=16, accumulate=2), 8, (8, 1, 1, 1)),
+        (sized(data=2, expert=-1), 8, (2, 1, 1, 4)),
     ],
 )
 def test_a_mesh_that_fits_is_resolved(config, devices, sizes):
     found = check_devices(config, devices)
-    assert tuple(found.values()) == sizes and list(found) == ["data", "fsdp", "tensor"]
+    assert tuple(found.values()) == sizes and list(found) == ["data", "fsdp", "tensor", "expert"]
     assert math.prod(sizes) <= devices
 
 

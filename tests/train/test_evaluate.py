@@ -72,7 +72,7 @@ def counting(numbers) -> tuple[Task, list]:
         spec={},
         init=None,
         weights=lambda batch: {"tokens": batch["weights"].sum()},
-        sums=lambda params, batch, key: ({}, {"loss": (batch["number"] * batch["weights"]).sum()}),
+        sums=lambda params, batch, key, row_keys: ({}, {"loss": (batch["number"] * batch["weights"]).sum()}),
         coefficients={"tokens": 1.0},
         metrics={"loss": "tokens"},
     )

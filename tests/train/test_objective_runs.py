@@ -25,6 +25,7 @@ TRAINED = {
     "prefix_lm": (PrefixObjective(), PREFIX),
     "ul2": (Ul2Objective(arrangement="prefix_decoder"), PREFIX),
     "fim": (FimObjective(segments=2), {}),
+    "ul2_encoder_decoder": (Ul2Objective(), {"model.encoder_layers": 1}),
 }
 
 
@@ -66,8 +67,9 @@ ENCODER = {"model.attention.causal": False, "data.tokenizer": WordPieceTokenizer
 @pytest.mark.parametrize(
     ("objective", "changes", "message"),
     [
-        (SpanCorruptionObjective(), {}, "data.objective.arrangement is encoder_decoder, .*arrangement=decoder trains"),
-        (Ul2Objective(), {}, "data.objective.arrangement is encoder_decoder, .*arrangement=decoder trains"),
+        (SpanCorruptionObjective(), {}, "encoder_layers is 0, .*span_corruption has sources.*arrangement=decoder"),
+        (Ul2Objective(), {}, "model.encoder_layers is 0, .*ul2 has sources.*arrangement=decoder"),
+        (FimObjective(), {"model.encoder_layers": 2}, "encoder_layers is 2, but batches of .*fim hold no sources"),
         (ReplacedTokenObjective(max_predictions=5), ENCODER, "data.objective.name is replaced_token, but"),
         (PrefixObjective(), {}, "model.attention.prefix is false, but .*prefix_lm.*set it to true"),
         (FimObjective(), PREFIX, "model.attention.prefix is true, but .*fim.*set it to false"),

@@ -263,7 +263,7 @@ def test_a_dry_run_says_what_would_be_and_writes_nothing(place):
         "batch       8 rows x 64 = 512 tokens a step",
         "run         20 steps, 10,240 tokens",
         f"params {4 * count:,}",
-        "mesh data=8 fsdp=1 tensor=1",
+        "mesh data=8 fsdp=1 expert=1 tensor=1",
         "decayed: 8",
     ):
         assert text in done.stdout, (text, done.stdout)

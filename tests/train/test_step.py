@@ -22,7 +22,7 @@ COEFFICIENTS = {"error": 1.0, "energy": 0.3}
 RATE = 0.1
 
 
-def sums(params, batch, key):
+def sums(params, batch, key, row_keys):
     """Weighted squared errors of positions, and the energy of the rows that are flagged."""
     score_BxL = jnp.einsum("bld,d->bl", batch["x"], params["w"]) + jnp.sum(params["b"])
     if key is not None:
