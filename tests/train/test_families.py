@@ -7,13 +7,13 @@ import jax
 import numpy as np
 import pytest
 
-from data.objective_config import MaskedObjective
+from data.objective_config import MaskedObjective, ReplacedTokenObjective, special_tokens
 from data.prepare import prepare
 from data.source_config import TextSource
 from data.tokenizer_config import ByteTokenizer, WordPieceTokenizer
-from model.config import Model
+from model.config import CapacityExperts, Model
 from tests.helpers import digests, drawn, lines, replaced, train
-from tests.model.small import close, draw, jit, logits, pack, tokens
+from tests.model.small import close, draw, jit, logits, pack, sourced, tokens
 from tests.model.test_generate import LENGTH, check_read
 from train.assembly import assemble
 from train.checks import load
@@ -37,7 +37,7 @@ DEBUG = (
     "gemma:debug-2",
     "gemma:debug-1",
 )
-DECODERS = [spec for spec in DEBUG if not spec.startswith("bert")]
+DECODERS = [spec for spec in DEBUG if not spec.startswith(("bert", "deberta"))]
 specs = pytest.mark.parametrize("spec", DEBUG)
 
 
@@ -45,17 +45,25 @@ def recipe(spec: str, directory: Path) -> Config:
     """The debug size on the text in tests/text, without dropout, on one device."""
     name, size = spec.split(":")
     config = load(f"{ROOT}/configs/{name}.py:{size}")
-    masked = isinstance(config.data.objective, MaskedObjective)
+    masked = isinstance(config.data.objective, MaskedObjective | ReplacedTokenObjective)
+    words, byte = WordPieceTokenizer(vocab_size=1024, max_characters=200), ByteTokenizer(special_tokens=special(config))
     changes = {
         "model.dropout": 0.0,
+        "model.output_dropout": 0.0,
         "model.attention.dropout": 0.0,
+        "model.feed_forward.dropout": 0.0,
         "data.source": TextSource(paths=(f"{ROOT}/tests/text/*.txt",), document="paragraph"),
-        "data.tokenizer": WordPieceTokenizer(vocab_size=1024, max_characters=200) if masked else ByteTokenizer(),
+        "data.tokenizer": words if masked else byte,
         "data.cache_dir": str(directory / "cache"),
         "mesh": Mesh(data=1),
         "log": Log(tensorboard=False),
     }
     return replaced(config, changes)
+
+
+def special(config: Config) -> tuple[str, ...]:
+    """The special tokens that a recipe's objective puts into rows."""
+    return special_tokens(config.data.objective, config.data.length)
 
 
 @pytest.fixture(scope="module", params=DEBUG)
@@ -120,16 +128,27 @@ def test_a_batch_may_be_divided_in_any_way(spec, tmp_path):
     tensor = 1 if config.model.num_kv_heads == 1 else 2
     divided = [{"train.accumulate": parts} for parts in (2, 4)]
     divided += [{"mesh": Mesh(*sizes)} for sizes in ((8, 1, 1), (2, 4 // tensor, tensor))]
+    if isinstance(config.model.experts, CapacityExperts):
+        divided += [{"mesh": Mesh(*sizes)} for sizes in ((1, 1, 1, 8), (2, 1, 1, 4), (1, 2, 2, 2))]
     for changes in divided:
         found, _, _ = gradients(replaced(config, changes), state, batch)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=2e-6), found, expected)
 
 
 def short(spec: str, tmp_path: Path) -> Model:
-    """The model of a recipe with windows within reach of a row of 12 tokens, and at least two periods and a layer."""
+    """The model of a recipe with windows within reach of a row of 12 tokens, and at least two periods and a layer.
+
+    Its experts have room for every token: where they have not, a token depends on those beside it.
+    """
     model = recipe(spec, tmp_path).model
     pattern = tuple(replace(layer, window=layer.window and 5) for layer in model.pattern)
-    return replace(model, pattern=pattern, num_layers=2 * len(pattern) + 1)
+    encoder = model.encoder_layers and 2 * len(pattern) + 1
+    model = replace(model, pattern=pattern, num_layers=2 * len(pattern) + 1, encoder_layers=encoder)
+    if isinstance(model.experts, CapacityExperts):
+        model = replace(
+            model, experts=replace(model.experts, capacity_factor=float(model.experts.num_experts), groups=1)
+        )
+    return model
 
 
 @specs
@@ -137,7 +156,7 @@ def test_a_packed_text_is_the_text_alone_and_layers_may_be_unrolled(spec, tmp_pa
     model = short(spec, tmp_path)
     texts = (tokens(7, 1), tokens(5, 2))
     batch = pack([*texts], [texts[1]], [texts[0]])
-    batch["token_types"] = np.zeros_like(batch["tokens"])
+    batch = sourced({**batch, "token_types": np.zeros_like(batch["tokens"])})
     params = draw(model)
     found = np.asarray(logits(model)(params, batch))[..., : model.vocab_size]
     close(found[0, 7:], found[1, :5], 2e-5)
