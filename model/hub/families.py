@@ -19,10 +19,12 @@ from model.hub.gpt2 import GPT2
 from model.hub.gpt_neo import GPT_NEO
 from model.hub.layout import Tensor
 from model.hub.llama import LLAMA, MISTRAL, QWEN2, QWEN3
+from model.hub.t5 import T5
 
 FAMILIES: dict[str, Family] = {
-    family.model_type: family for family in (BERT, GPT2, GPT_NEO, LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA, GEMMA2, GEMMA3)
-}
+    family.model_type: family
+    for family in (BERT, GPT2, GPT_NEO, LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA, GEMMA2, GEMMA3, T5)
+} | {"mt5": T5}
 SUFFIXES = {"kernel": ".weight", "scale": ".weight", "bias": ".bias"}
 LARGEST_SIZE = 2**31 - 1
 DIFFERS = ", there it is "
@@ -123,8 +125,9 @@ def canonical(model: Model) -> Model:
     pattern = shortest(layers(model))
     if not isinstance(model.positions, RotaryPositions):
         pattern = shortest([Layer(layer.window) for layer in layers(model)])
-    training = {"init": Initialization(), "dropout": 0.0, "dtype": "float32", "remat": "none", "unroll": 1}
-    return replace(model, attention=spelt, pattern=pattern, **training)
+    training = {"init": Initialization(), "dropout": 0.0, "output_dropout": 0.0, "dtype": "float32", "remat": "none"}
+    feed_forward = replace(model.feed_forward, dropout=0.0)
+    return replace(model, attention=spelt, feed_forward=feed_forward, pattern=pattern, unroll=1, **training)
 
 
 def differences(ours: Any, theirs: Any, path: str = "model") -> list[str]:
@@ -177,7 +180,8 @@ def canonical_names(family: Family, names: Iterable[str]) -> dict[str, str]:
 def exported_name(family: Family, model: Model, name: str) -> str:
     """The name that the family's own files give a tensor."""
     alone = family.architecture(model) == family.bare
-    return name if alone or name.startswith(family.outside) else family.prefix + name
+    own = family.exported(model, name)
+    return own if alone or name.startswith(family.outside) else family.prefix + own
 
 
 def is_head(path: str) -> bool:

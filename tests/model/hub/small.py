@@ -34,6 +34,18 @@ BERT = {
     "max_position_embeddings": 12,
     "id2label": {"0": "a", "1": "b", "2": "c"},
 }
+T5 = {
+    "vocab_size": 100,
+    "d_model": 16,
+    "d_kv": 6,
+    "d_ff": 24,
+    "num_heads": 4,
+    "num_layers": 2,
+    "num_decoder_layers": 3,
+    "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 20,
+    "n_positions": 64,
+}
 CONFIGS = {
     "bert": {"model_type": "bert", "architectures": ["BertModel"], **BERT},
     "bert_pretraining": {"model_type": "bert", "architectures": ["BertForPreTraining"], **BERT},
@@ -83,6 +95,9 @@ CONFIGS = {
         "rope_local_base_freq": 10.0,
         "rope_scaling": {"rope_type": "linear", "factor": 2.0},
     },
+    "t5": {"model_type": "t5", **T5},
+    "t5_1.1": {"model_type": "t5", **T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
+    "mt5": {"model_type": "mt5", **T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
 }
 
 

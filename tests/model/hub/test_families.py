@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from model.config import Layer, Llama3Scaling, NoPositions
+from model.config import Attention, FeedForward, Layer, Llama3Scaling, NoPositions
 from model.hub.families import (
     FAMILIES,
     canonical,
@@ -85,6 +85,11 @@ def test_layers_of_a_pattern_and_its_remainder_are_the_models_layers():
         ("gemma", {"hidden_activation": "silu"}, "hidden_activation"),
         ("gemma3", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ("gemma3", {"layer_types": ["full_attention"]}, "layer_types"),
+        ("t5", {"feed_forward_proj": "gated-tanh"}, "feed_forward_proj 'gated-tanh'"),
+        ("t5", {"feed_forward_proj": 5}, "AttributeError"),
+        ("t5", {"num_decoder_layers": 0}, "num_decoder_layers"),
+        ("t5", {"is_encoder_decoder": False}, "is_encoder_decoder"),
+        ("t5", {"relative_attention_num_buckets": 1}, "positions.buckets"),
     ],
 )
 def test_what_is_not_implemented_is_refused_by_name(name, changes, said):
@@ -109,6 +114,11 @@ def test_a_size_that_is_missing_is_named(key):
         ("gemma3", {"pattern": (Layer(3, 10.0, Llama3Scaling()), Layer(None, 99.0))}, "model.pattern"),
         ("gpt2", {"tied_head": False}, "parameter head"),
         ("bert_masked", {"head_transform": False}, "head_transform"),
+        ("t5", {"positions": NoPositions()}, "positions.buckets"),
+        ("t5", {"output_scale": 0.5}, "output_scale"),
+        ("t5", {"encoder_layers": 0}, "num_layers 0"),
+        ("t5", {"attention": Attention(num_heads=4, head_dim=6)}, "scale is"),
+        ("t5_1.1", {"feed_forward": FeedForward(24, "gelu")}, "gated-gelu is its tanh form"),
     ],
 )
 def test_what_a_family_cannot_express_is_named(name, change, field):
@@ -157,8 +167,38 @@ def test_old_names_prefixes_and_buffers():
     assert list(gpt2) == ["h.0.attn.c_attn.bias"]
     llama = canonical_names(FAMILIES["llama"], ["model.layers.0.self_attn.rotary_emb.inv_freq", "lm_head.weight"])
     assert list(llama) == ["lm_head.weight"]
+    t5 = canonical_names(
+        FAMILIES["t5"],
+        [
+            "encoder.block.1.layer.1.DenseReluDense.wi.weight",
+            "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",
+        ],
+    )
+    assert t5 == {"encoder.block.1.layer.1.DenseReluDense.wi_1.weight": next(iter(t5.values()))}
     with pytest.raises(HubError, match="one and the same"):
         canonical_names(FAMILIES["bert"], ["bert.pooler.dense.bias", "pooler.dense.bias"])
+
+
+def test_the_forms_of_t5_differ_in_their_heads():
+    """The first one's is tied and scaled; newer files say that any is tied, and hold it where it is not."""
+    first, second, third = model_of("t5"), model_of("t5_1.1"), model_of("mt5")
+    assert (first.tied_head, first.output_scale) == (True, 16**-0.5)
+    assert (second.tied_head, second.output_scale) == (third.tied_head, third.output_scale) == (False, None)
+    newer = {**CONFIGS["t5_1.1"], "tie_word_embeddings": True, "scale_decoder_outputs": False}
+    assert from_config(newer, ["lm_head.weight"]) == second
+    assert from_config(newer, ["shared.weight"]) == replace(second, tied_head=True)
+    assert from_config(CONFIGS["t5"], ["lm_head.weight"]) == first
+    assert from_config({**CONFIGS["mt5"], "tie_word_embeddings": True}, ["lm_head.weight"]) == third
+
+
+def test_the_forms_of_t5_name_their_feed_forwards_otherwise():
+    family = FAMILIES["t5"]
+    for name, expected in (("t5", {"wi", "wo"}), ("t5_1.1", {"wi_0", "wi_1", "wo"})):
+        model = model_of(name)
+        held = [place.name for path in paths(model) for place in places(family, model, path)]
+        names = [exported_name(family, model, tensor) for tensor in held]
+        assert {name.split(".")[-2] for name in names if "DenseReluDense" in name} == expected
+        assert sorted(canonical_names(family, names)) == sorted(held)
 
 
 def test_newer_files_say_rope_parameters():
