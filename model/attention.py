@@ -33,15 +33,16 @@ class Shared(NamedTuple):
     prefixes: jax.Array | None = None  # int32 [B]: those of them that see one another; None: none do
     bias_BxHxLxS: jax.Array | None = None  # float32, added to the scores of self-attention; of one row, or of each
     relations: jax.Array | None = None  # [rows, D] embeddings of relative positions (DeBERTa)
+    context_BxLxD: jax.Array | None = None  # what DeBERTa's keys and values are made of; None: what its queries are
     memory: Memory | None = None
     row_keys: jax.Array | None = None  # keys [B]: what routing draws from; None: it draws nothing
 
 
-def query_projection(config: cfg.Model) -> Projection:
-    """From activations to the queries of attention, named `query`."""
+def query_projection(config: cfg.Model, name: str = "query") -> Projection:
+    """From activations to the queries of attention."""
     std = config.embed_dim**-0.5 if config.init.kernel_std is None else config.init.kernel_std
     std = std * config.head_dim**-0.5 if config.init.scale_query else std
-    return _into(config, "query", ("heads", config.attention.num_heads), std)
+    return _into(config, name, ("heads", config.attention.num_heads), std)
 
 
 def key_projection(config: cfg.Model, name: str, **parent) -> Projection:

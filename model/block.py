@@ -9,6 +9,7 @@ import jax
 
 from model import config as cfg
 from model.attention import CrossAttention, SelfAttention, Shared
+from model.deberta import DisentangledAttention
 from model.experts import Experts
 from model.layers import FeedForward, Norm
 from model.ops.dropout import dropout
@@ -29,7 +30,9 @@ class Block(nn.Module):
         (both).
         """
         keys = (None,) * 6 if key is None else jax.random.split(key, 6)
-        mixer = SelfAttention(self.config, self.layer, self.constrain, name="attention")
+        disentangled = isinstance(self.config.positions, cfg.DisentangledPositions)
+        mixer = DisentangledAttention if disentangled else SelfAttention
+        mixer = mixer(self.config, self.layer, self.constrain, name="attention")
         aux, mixed = {}, {}
 
         def mix(x_BxLxD):

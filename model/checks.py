@@ -53,7 +53,8 @@ def check(config: Model) -> list[tuple[str, str]]:
     if not config.pattern:
         problems.append(("pattern", "is empty, must hold at least one layer"))
     problems += _check_ranges(config) + _check_experts(config)
-    return problems or _check_shapes(config) + _check_relative(config)
+    together = (_check_shapes, _check_relative, _check_disentangled, _check_between)
+    return problems or [problem for found in together for problem in found(config)]
 
 
 def _check_ranges(config: Model) -> list[tuple[str, str]]:
@@ -156,6 +157,71 @@ def _check_relative(config: Model) -> list[tuple[str, str]]:
         clash = f"is {positions.max_distance}, must be above {near}: so many distances have a bucket of their own"
         return [("positions.max_distance", clash)]
     return []
+
+
+def _check_disentangled(config: Model) -> list[tuple[str, str]]:
+    """Whether disentangled attention has a term of positions, and buckets that are some."""
+    positions = config.positions
+    if not isinstance(positions, DisentangledPositions):
+        return []
+    checks = [
+        (config.attention.qk_norm, "attention.qk_norm", "is true, which disentangled positions do not have"),
+        (
+            not (positions.content_to_position or positions.position_to_content),
+            "positions.content_to_position",
+            "is false, and position_to_content as well: set one of them to true, or positions.name to none",
+        ),
+    ]
+    if positions.buckets is not None:
+        even = positions.buckets % 2 == 0 and positions.buckets >= 4
+        near = positions.buckets // 2 + 1
+        clash = f"is {positions.span}, must be above {near}: half of the buckets hold one distance each"
+        checks += [
+            (not even, "positions.buckets", f"is {positions.buckets}, must be an even number of at least 4"),
+            (even and positions.span <= near, "positions.span", clash),
+        ]
+    return [(key, clash) for bad, key, clash in checks if bad]
+
+
+def _check_between(config: Model) -> list[tuple[str, str]]:
+    """What DeBERTa's convolution and mask decoder, which stand between layers, cannot be joined with."""
+    attention, heads = config.attention, config.heads
+    passes, convolved = config.mask_decoder_passes, config.convolution.size > 0
+    others = (heads.pooler, heads.next_sentence, heads.spans, heads.sequence_classes, heads.token_classes)
+    checks = (
+        (
+            convolved and (attention.causal or config.encoder_layers > 0),
+            "convolution.size",
+            f"is {config.convolution.size}, but a convolution reads later tokens: set attention.causal to false and "
+            "encoder_layers to 0, or convolution.size to 0",
+        ),
+        (
+            (convolved or passes > 0) and len(config.pattern) > 1,
+            "pattern",
+            f"has {len(config.pattern)} entries, must have one where there is a convolution or a mask decoder",
+        ),
+        (
+            convolved and passes > 0 and config.num_layers < 2,
+            "num_layers",
+            f"is {config.num_layers}, must be at least 2: one before the convolution, and one for the mask decoder",
+        ),
+        (
+            passes > 0 and config.norm.placement != "post",
+            "norm.placement",
+            f"is {config.norm.placement}, must be post where positions.mask_decoder_passes is above 0",
+        ),
+        (
+            passes > 0 and any(layer.experts for layer in config.pattern),
+            "pattern",
+            "has a layer with experts: true, but positions.mask_decoder_passes is above 0: set one of them off",
+        ),
+        (
+            passes > 0 and config.generator_layers == 0 and (not config.language_head or any(others)),
+            "positions.mask_decoder_passes",
+            f"is {passes}, but the mask decoder serves language_head alone, and no other head; set it to 0",
+        ),
+    )
+    return [(key, clash) for bad, key, clash in checks if bad]
 
 
 def _check_shapes(config: Model) -> list[tuple[str, str]]:

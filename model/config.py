@@ -135,7 +135,9 @@ class DisentangledPositions:
     buckets: int | None = None  # rows a side of a table by logarithmic buckets of distances up to `span` (v2); None: k
     content_to_position: bool = True
     position_to_content: bool = True
-    shared_projections: bool = False  # the positions' queries and keys are projected as the content's are (v2)
+    # Whether the positions' queries and keys are projected as the content's are, all with a bias where qkv_bias says
+    # so (v2); else they have projections of their own, and no key has a bias (v1).
+    shared_projections: bool = False
     norm: bool = False  # the model's norm on the table (v2)
     # The enhanced mask decoder: the last layer so many times over, from the hidden states before it and a table of
     # absolute positions; 0: there is none, and no such table.
@@ -271,8 +273,13 @@ class Model:
         return replace(self, attention=attention, num_layers=self.encoder_layers, encoder_layers=0)
 
     @property
+    def mask_decoder_passes(self) -> int:
+        """How often DeBERTa's enhanced mask decoder applies the last layer; 0: there is none."""
+        return self.positions.mask_decoder_passes if isinstance(self.positions, DisentangledPositions) else 0
+
+    @property
     def max_length(self) -> int | None:
         """Longest context in tokens, or None where positions set no bound."""
-        if isinstance(self.positions, DisentangledPositions) and self.positions.mask_decoder_passes:
+        if self.mask_decoder_passes:
             return self.positions.absolute_length
         return self.positions.length if isinstance(self.positions, LearnedPositions) else None

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from model import config as cfg
-from model.layers import ACTIVATIONS, Norm, Projection
+from model.layers import ACTIVATIONS, OUTER_ACTIVATIONS, Norm, Projection
 
 
 def dense(config: cfg.Model, output: tuple[str, int], name: str | None = None) -> Projection:
@@ -55,9 +55,9 @@ class Heads(nn.Module):
             self.token = project(("classes", heads.token_classes))
 
     def pooled(self, hidden_BxLxD):
-        """`[B, D]` of each row's first token: tanh of its projection, or itself where there is no pooler."""
-        first_BxD = hidden_BxLxD[:, 0]
-        return jnp.tanh(self.pooler(first_BxD)) if self.config.heads.pooler else first_BxD
+        """`[B, D]` of each row's first token: its projection, activated, or itself where there is no pooler."""
+        first_BxD, heads = hidden_BxLxD[:, 0], self.config.heads
+        return OUTER_ACTIVATIONS[heads.pooler_activation](self.pooler(first_BxD)) if heads.pooler else first_BxD
 
     def next_sentence_logits(self, hidden_BxLxD):
         """`[B, 2]`: that the second sentence follows the first (0), or is random (1)."""

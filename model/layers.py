@@ -24,6 +24,7 @@ ACTIVATIONS: dict[str, Callable] = {
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
 }
+OUTER_ACTIVATIONS: dict[str, Callable] = {**ACTIVATIONS, "tanh": jnp.tanh}  # outside of feed-forward networks
 
 Axes = tuple[tuple[str, int], ...]  # (logical name, size) of each axis
 

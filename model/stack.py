@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +45,8 @@ class Stack:
         shared = Shared(places, (), memory=Memory(places, x_BxLxD))
         table = (jnp.zeros((1, 1, self.config.head_dim // 2)),) * 2
         table = table if isinstance(self.config.positions, cfg.RotaryPositions) else None
+        if isinstance(self.config.positions, cfg.DisentangledPositions):
+            shared = shared._replace(relations=x_BxLxD[0])
         params = {}
         for entry, block in enumerate(self.blocks):
             layers = self.first + entry + len(self.blocks) * jnp.arange(self.periods)
@@ -83,6 +85,11 @@ class Stack:
         )
         aux, cache = jax.tree.map(lambda part: part.reshape(-1, *part.shape[2:]), per_period)
         return x_BxLxD, aux, cache
+
+    def part(self, params, start: int, stop: int) -> tuple[Stack, dict]:
+        """The periods from `start` up to `stop`, as a stack, and their parameters."""
+        part = replace(self, periods=stop - start, first=self.first + start * len(self.blocks))
+        return part, jax.tree.map(lambda leaf: leaf[start:stop], params)
 
     def memory(self, params, states_BxSxD) -> tuple:
         """(keys, values), `[num_layers, B, K, S, C]` each, that cross-attention reads of an encoder's output."""

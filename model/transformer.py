@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from model import config as cfg
 from model.attention import Memory, Shared, slots
 from model.block import Block
+from model.deberta import Convolution, MaskDecoder, Relations
 from model.heads import Heads, Transform
 from model.layers import Embedding, Norm, rotary_table
 from model.ops.attention import Places
@@ -26,7 +27,7 @@ from model.relative import RelativeBias
 from model.stack import Stack, folded
 
 # Folds beside the indices of layers, which their dropout and their routing fold.
-EMBEDDING_KEY, OUTPUT_KEY, ENCODER_KEY = 0x7FFFFFFF, 0x7FFFFFFE, 0x7FFFFFFD
+EMBEDDING_KEY, OUTPUT_KEY, ENCODER_KEY, CONVOLUTION_KEY, DECODER_KEY = range(0x7FFFFFFF, 0x7FFFFFFA, -1)
 ENCODER = "encoder_"  # before the names of an encoder's parameters beside a decoder
 
 
@@ -75,6 +76,12 @@ class Transformer(nn.Module):
             setattr(self, f"{prefix}final_norm", Norm(config.norm))
         if isinstance(config.positions, cfg.RelativePositions):
             setattr(self, f"{prefix}relative_bias", RelativeBias(config, bidirectional=not config.attention.causal))
+        if isinstance(config.positions, cfg.DisentangledPositions):
+            self.relations = Relations(config, self.constrain)
+        if config.convolution.size:
+            self.convolution = Convolution(config)
+        if config.mask_decoder_passes:
+            self.mask_decoder = MaskDecoder(config, self.constrain)
 
     def declare_language_head(self):
         config = self.config
@@ -141,13 +148,21 @@ class Transformer(nn.Module):
         x_BxLxD = self.constrain(x_BxLxD, ("batch", "length", "activation_embed"))
         if isinstance(config.positions, cfg.RelativePositions):
             shared = shared._replace(bias_BxHxLxS=getattr(self, f"{prefix}relative_bias")(shared.places, keys))
-        auxes, caches = [], []
-        for name, part in stacks_of(config, self.constrain).items():
+        if isinstance(config.positions, cfg.DisentangledPositions):
+            shared = shared._replace(relations=self.relations(x_BxLxD.shape[1]))
+        embedded_BxLxD, auxes, caches = x_BxLxD, [], []
+        for part, params in self.parts(config, prefix):
+            if config.mask_decoder_passes and part.first == config.num_layers - 1:
+                x_BxLxD = self.decode_masked(part, params, x_BxLxD, shared, key)
+                continue
             layers = slice(part.first, part.first + part.num_layers)
             old = None if cache is None else {key: cache[key][layers] for key in layer_caches(config)}
-            x_BxLxD, aux, new = part.apply(getattr(self, prefix + name), x_BxLxD, shared, key, old)
+            x_BxLxD, aux, new = part.apply(params, x_BxLxD, shared, key, old)
             auxes.append(aux)
             caches.append(new)
+            if config.convolution.size and part.first == 0:
+                own = None if key is None else jax.random.fold_in(key, CONVOLUTION_KEY)
+                x_BxLxD = self.convolution(embedded_BxLxD, x_BxLxD, shared.places.segments, own)
         if config.norm.placement != "post":
             x_BxLxD = getattr(self, f"{prefix}final_norm")(x_BxLxD)
         x_BxLxD = dropout(x_BxLxD, config.output_dropout, output_key)
@@ -155,6 +170,34 @@ class Transformer(nn.Module):
             added = jnp.sum(shared.places.segments > 0, axis=1, dtype=jnp.int32)
             cache = {**cache, **_joined(caches), "length": cache["length"] + added}
         return x_BxLxD, _joined([aux for aux in auxes if aux]), cache
+
+    def parts(self, config: cfg.Model, prefix: str) -> list[tuple[Stack, dict]]:
+        """The stacks named with `prefix` and their parameters; those layers apart, around which something else is."""
+        found = []
+        for name, whole in stacks_of(config, self.constrain).items():
+            params = getattr(self, prefix + name)
+            cuts = {0, whole.periods} | ({1} if config.convolution.size else set())
+            cuts |= {whole.periods - 1} if config.mask_decoder_passes else set()
+            if len(cuts) == 2:
+                found.append((whole, params))
+                continue
+            bounds = sorted(cuts)
+            found += [whole.part(params, *pair) for pair in zip(bounds, bounds[1:], strict=False)]
+        return found
+
+    def decode_masked(self, last: Stack, params, hidden_BxLxD, shared: Shared, key):
+        """DeBERTa's enhanced mask decoder (He et al. 2020, section 3.2): the last layer again and again, `[B, L, D]`.
+
+        Keys and values are always made of the hidden states before it, queries at first of those and the absolute
+        positions, then of what it gave before.
+        """
+        context = shared._replace(context_BxLxD=hidden_BxLxD)
+        x_BxLxD = self.mask_decoder(hidden_BxLxD, shared.places)
+        key = None if key is None else jax.random.fold_in(key, DECODER_KEY)
+        for number in range(self.config.mask_decoder_passes):
+            own = None if key is None else jax.random.fold_in(key, number)
+            x_BxLxD, _, _ = last.apply(params, x_BxLxD, context, own)
+        return x_BxLxD
 
     def read_source(self, batch: dict, cache: dict) -> dict:
         """The cache with what the decoder's layers make of the source of `batch`, which is encoded once."""
