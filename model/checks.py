@@ -53,13 +53,14 @@ def check(config: Model) -> list[tuple[str, str]]:
     if not config.pattern:
         problems.append(("pattern", "is empty, must hold at least one layer"))
     problems += _check_ranges(config) + _check_experts(config)
-    together = (_check_shapes, _check_relative, _check_disentangled, _check_between)
+    together = (_check_shapes, _check_stacks, _check_relative, _check_disentangled, _check_between)
     return problems or [problem for found in together for problem in found(config)]
 
 
-def _check_ranges(config: Model) -> list[tuple[str, str]]:
-    attention, init = config.attention, config.init
-    counts = {
+def _counts(config: Model) -> dict[str, int | None]:
+    """What must be at least 1, by key; None where it does not apply."""
+    attention = config.attention
+    return {
         "vocab_size": config.vocab_size,
         "num_layers": config.num_layers,
         "embed_dim": config.embed_dim,
@@ -69,8 +70,13 @@ def _check_ranges(config: Model) -> list[tuple[str, str]]:
         "feed_forward.hidden_dim": config.feed_forward.hidden_dim,
         **{f"positions.{key}": getattr(config.positions, key, None) for key in POSITION_COUNTS},
         "unroll": config.unroll,
+        **{f"pattern.{index}.window": layer.window for index, layer in enumerate(config.pattern)},
     }
-    sizes = {
+
+
+def _sizes(config: Model) -> dict[str, int | None]:
+    """What must be at least 0."""
+    return {
         "encoder_layers": config.encoder_layers,
         "generator_layers": config.generator_layers,
         "convolution.size": config.convolution.size,
@@ -79,32 +85,40 @@ def _check_ranges(config: Model) -> list[tuple[str, str]]:
         "heads.sequence_classes": config.heads.sequence_classes,
         "heads.token_classes": config.heads.token_classes,
     }
-    positive = {
+
+
+def _scales(config: Model) -> dict[str, float | None]:
+    """What must be above 0."""
+    attention, found = config.attention, {}
+    for index, layer in enumerate(config.pattern):
+        found[f"pattern.{index}.rotary_base"] = layer.rotary_base
+        if not isinstance(layer.rotary_scaling, NoScaling):
+            found[f"pattern.{index}.rotary_scaling.factor"] = layer.rotary_scaling.factor
+    return {
+        **found,
         "attention.scale": attention.scale,
         "attention.soft_cap": attention.soft_cap,
         "norm.epsilon": config.norm.epsilon,
         "embedding_scale": config.embedding_scale,
         "output_scale": config.output_scale,
         "logit_soft_cap": config.logit_soft_cap,
-        "init.truncation": init.truncation,
+        "init.truncation": config.init.truncation,
     }
-    for index, layer in enumerate(config.pattern):
-        counts[f"pattern.{index}.window"] = layer.window
-        positive[f"pattern.{index}.rotary_base"] = layer.rotary_base
-        if not isinstance(layer.rotary_scaling, NoScaling):
-            positive[f"pattern.{index}.rotary_scaling.factor"] = layer.rotary_scaling.factor
+
+
+def _check_ranges(config: Model) -> list[tuple[str, str]]:
     rates = {
         "dropout": config.dropout,
         "output_dropout": config.output_dropout,
-        "attention.dropout": attention.dropout,
+        "attention.dropout": config.attention.dropout,
         "feed_forward.dropout": config.feed_forward.dropout,
     }
     ranges = (
-        (sizes, lambda value: value >= 0, "at least 0"),
-        (counts, lambda value: value >= 1, "at least 1"),
-        (positive, lambda value: value > 0, "above 0"),
+        (_sizes(config), lambda value: value >= 0, "at least 0"),
+        (_counts(config), lambda value: value >= 1, "at least 1"),
+        (_scales(config), lambda value: value > 0, "above 0"),
         (rates, lambda value: 0 <= value < 1, "at least 0 and below 1"),
-        ({f"init.{key}": value for key, value in vars(init).items()}, lambda value: value >= 0, "at least 0"),
+        ({f"init.{key}": value for key, value in vars(config.init).items()}, lambda value: value >= 0, "at least 0"),
     )
     return [
         (key, f"is {value}, must be {wanted}")
@@ -164,8 +178,19 @@ def _check_disentangled(config: Model) -> list[tuple[str, str]]:
     positions = config.positions
     if not isinstance(positions, DisentangledPositions):
         return []
+    attention, kv_heads = config.attention, config.num_kv_heads
     checks = [
-        (config.attention.qk_norm, "attention.qk_norm", "is true, which disentangled positions do not have"),
+        (
+            attention.causal or config.encoder_layers > 0,
+            "positions.name",
+            "is disentangled, which is an encoder's alone; set attention.causal to false and encoder_layers to 0",
+        ),
+        (
+            kv_heads != attention.num_heads,
+            "attention.num_kv_heads",
+            f"is {kv_heads}, but positions.name is disentangled, which has one of each for every head; set it to none",
+        ),
+        (attention.qk_norm, "attention.qk_norm", "is true, which disentangled positions do not have"),
         (
             not (positions.content_to_position or positions.position_to_content),
             "positions.content_to_position",
@@ -189,6 +214,11 @@ def _check_between(config: Model) -> list[tuple[str, str]]:
     passes, convolved = config.mask_decoder_passes, config.convolution.size > 0
     others = (heads.pooler, heads.next_sentence, heads.spans, heads.sequence_classes, heads.token_classes)
     checks = (
+        (
+            convolved and config.convolution.size % 2 == 0,
+            "convolution.size",
+            f"is {config.convolution.size}, must be odd, as many tokens being read behind as before",
+        ),
         (
             convolved and (attention.causal or config.encoder_layers > 0),
             "convolution.size",
@@ -224,6 +254,30 @@ def _check_between(config: Model) -> list[tuple[str, str]]:
     return [(key, clash) for bad, key, clash in checks if bad]
 
 
+def _check_stacks(config: Model) -> list[tuple[str, str]]:
+    """Whether a decoder stands beside an encoder, and an encoder beside the generator of what it finds."""
+    attention = config.attention
+    checks = (
+        (
+            config.encoder_layers > 0 and not attention.causal,
+            "attention.causal",
+            "is false, but encoder_layers is above 0: the decoder beside an encoder is causal; set it to true",
+        ),
+        (
+            config.encoder_layers > 0 and config.token_types > 0,
+            "token_types",
+            f"is {config.token_types}, but a model with encoder_layers above 0 reads no token types; set it to 0",
+        ),
+        (
+            config.generator_layers > 0 and (attention.causal or not config.heads.replaced),
+            "generator_layers",
+            f"is {config.generator_layers}, but the model is no encoder that finds replaced tokens: set "
+            "attention.causal to false and heads.replaced to true",
+        ),
+    )
+    return [(key, clash) for bad, key, clash in checks if bad]
+
+
 def _check_shapes(config: Model) -> list[tuple[str, str]]:
     """Clashes between fields, each of which is sound by itself."""
     attention, heads, kv_heads = config.attention, config.attention.num_heads, config.num_kv_heads
@@ -248,37 +302,6 @@ def _check_shapes(config: Model) -> list[tuple[str, str]]:
             attention.prefix and not attention.causal,
             "attention.prefix",
             "is true, but attention.causal is false: in an encoder all tokens see one another; set it to false",
-        ),
-        (
-            config.encoder_layers > 0 and not attention.causal,
-            "attention.causal",
-            "is false, but encoder_layers is above 0: the decoder beside an encoder is causal; set it to true",
-        ),
-        (
-            config.encoder_layers > 0 and config.token_types > 0,
-            "token_types",
-            f"is {config.token_types}, but a model with encoder_layers above 0 reads no token types; set it to 0",
-        ),
-        (
-            isinstance(config.positions, DisentangledPositions) and (attention.causal or config.encoder_layers > 0),
-            "positions.name",
-            "is disentangled, which is an encoder's alone; set attention.causal to false and encoder_layers to 0",
-        ),
-        (
-            config.convolution.size > 0 and config.convolution.size % 2 == 0,
-            "convolution.size",
-            f"is {config.convolution.size}, must be odd, as many tokens being read behind as before",
-        ),
-        (
-            config.generator_layers > 0 and (attention.causal or not config.heads.replaced),
-            "generator_layers",
-            f"is {config.generator_layers}, but the model is no encoder that finds replaced tokens: set "
-            "attention.causal to false and heads.replaced to true",
-        ),
-        (
-            isinstance(config.positions, DisentangledPositions) and config.num_kv_heads != heads,
-            "attention.num_kv_heads",
-            f"is {kv_heads}, but positions.name is disentangled, which has one of each for every head; set it to none",
         ),
         (config.norm.bias and config.norm.name == "rmsnorm", "norm.bias", "is true, but rmsnorm has no bias"),
         (
