@@ -1,7 +1,7 @@
 """How a parameter of ours lies in a tensor of a published checkpoint, both ways, in numpy.
 
-A tensor of a checkpoint has one or two axes; each is a run of our axes, flattened. So a part of our parameter is
-a choice of rows and columns there, and reading never needs a whole tensor.
+Each axis of a checkpoint's tensor is a run of our axes, flattened. So a part of our parameter is a choice of places
+on its axes, and reading never needs a whole tensor.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Tensor(NamedTuple):
     name: str
     layout: str
     part: int = 0
-    parts: int = 1  # several parameters side by side on the output axis (GPT-2's queries, keys and values)
+    parts: int = 1  # several parameters on the output axis (GPT-2's queries, keys and values)
 
 
 def plain(name: str) -> Tensor:
@@ -40,19 +40,31 @@ def conv1d(name: str, part: int = 0, parts: int = 1) -> Tensor:
     return Tensor(name, "conv1d", part, parts)
 
 
+def interleaved(name: str, part: int, parts: int) -> Tensor:
+    """`linear` of several parameters, those of the first head before all of the second (DeBERTa v1's in_proj)."""
+    return Tensor(name, "interleaved", part, parts)
+
+
+def convolution(name: str) -> Tensor:
+    """PyTorch's Conv1d, `[outputs, inputs, width]`; our kernel is `[width, inputs, outputs]`."""
+    return Tensor(name, "convolution")
+
+
 def groups(declaration, layout: str) -> Groups:
     """Our axes, without the stack's, behind each axis of the tensor. `declaration` is a `model.parameters` one."""
     axes = tuple(range(len(declaration.unstacked_shape)))
     if declaration.kind == "kernel":
         return {
             "linear": (declaration.outputs, declaration.inputs),
+            "interleaved": (declaration.outputs, declaration.inputs),
+            "convolution": tuple((axis,) for axis in reversed(axes)),
             "conv1d": (declaration.inputs, declaration.outputs),
         }[layout]
     return (axes,) if declaration.kind in ("bias", "scale") else tuple((axis,) for axis in axes)
 
 
 def output_axis(declaration, layout: str) -> int:
-    """The tensor's axis along which parts stand side by side."""
+    """The tensor's axis on which parts stand."""
     return 1 if declaration.kind == "kernel" and layout == "conv1d" else 0
 
 
@@ -95,11 +107,12 @@ def read_part(take: Callable, declaration, tensor: Tensor, vocab_size: int, inde
         return out
     layout, selectors = groups(declaration, tensor.layout), []
     for axis, group in enumerate(layout):
-        places = chosen([real[a] for a in group], [held[a] for a in group])
-        if axis == output_axis(declaration, tensor.layout) and tensor.part:
-            shift = tensor.part * math.prod(held[a] for a in group)
-            places = slice(places.start + shift, places.stop + shift) if isinstance(places, slice) else places + shift
-        selectors.append(places)
+        ranges, within = [real[a] for a in group], [held[a] for a in group]
+        if axis == output_axis(declaration, tensor.layout):
+            behind = 1 if tensor.layout == "interleaved" else 0  # heads, or nothing
+            ranges.insert(behind, range(tensor.part, tensor.part + 1))
+            within.insert(behind, tensor.parts)
+        selectors.append(chosen(ranges, within))
     order = [a for group in layout for a in group]
     block = np.asarray(take(*selectors)).astype(np.float32).reshape([len(real[a]) for a in order])
     out[tuple(slice(0, len(r)) for r in real)] = block.transpose(np.argsort(order))
@@ -112,3 +125,12 @@ def write_part(value: np.ndarray, declaration, tensor: Tensor, vocab_size: int) 
     value = value[tuple(slice(0, size) for size in held)]
     order = [a for group in layout for a in group]
     return value.transpose(order).reshape([math.prod(held[a] for a in group) for group in layout])
+
+
+def join(parts: list[np.ndarray], declaration, tensor: Tensor) -> np.ndarray:
+    """The checkpoint's tensor of what `write_part` gives of all its parameters, in the order of their parts."""
+    if tensor.layout != "interleaved":
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, output_axis(declaration, tensor.layout))
+    heads = declaration.unstacked_shape[declaration.outputs[0]]
+    by_head = [part.reshape(heads, -1, part.shape[1]) for part in parts]
+    return np.concatenate(by_head, axis=1).reshape(-1, parts[0].shape[1])

@@ -9,7 +9,7 @@ import numpy as np
 from model.config import Model
 from model.hub.families import exported_name, expressing, places
 from model.hub.family import Family
-from model.hub.layout import output_axis, tensor_shape, write_part
+from model.hub.layout import join, tensor_shape, write_part
 from train.hub.importer import by_path, declared
 
 
@@ -42,9 +42,8 @@ def export_tensors(
             for path, value, own in sorted(zip(paths, leaves, held, strict=True), key=lambda item: item[2][0].part):
                 one = np.asarray(value[layer] if tree[path].stacked else value)
                 parts.append(write_part(one, tree[path], own[layer], model.vocab_size))
-            axis = output_axis(tree[paths[0]], held[0][layer].layout)
-            whole = parts[0] if len(parts) == 1 else np.concatenate(parts, axis)
-            yield exported_name(family, model, held[0][layer].name), whole
+            place = held[0][layer]
+            yield exported_name(family, model, place.name), join(parts, tree[paths[0]], place)
 
 
 def to_memory(model: Model, params: dict, length: int) -> tuple[dict, dict[str, np.ndarray]]:

@@ -5,7 +5,18 @@ import itertools
 import numpy as np
 import pytest
 
-from model.hub.layout import Tensor, conv1d, linear, plain, read_part, tensor_shape, write_part
+from model.hub.layout import (
+    Tensor,
+    conv1d,
+    convolution,
+    interleaved,
+    join,
+    linear,
+    plain,
+    read_part,
+    tensor_shape,
+    write_part,
+)
 from model.parameters import Declaration
 
 VOCAB = 5  # of 8 stored rows
@@ -13,6 +24,7 @@ QUERY = Declaration((4, 3, 2), ("embed", "heads", "head_dim"), "kernel", (0,), (
 OUTPUT = Declaration((3, 2, 4), ("heads", "head_dim", "embed"), "kernel", (0, 1), (2,))
 HEAD = Declaration((4, 8), ("embed", "vocab"), "kernel", (0,), (1,))
 EMBEDDING = Declaration((8, 4), ("vocab", "embed"), "embedding")
+CONVOLUTION = Declaration((3, 4, 2), ("width", "embed", "norm"), "kernel", (0, 1), (2,))
 BIAS = Declaration((3, 2), ("heads", "head_dim"), "bias")
 
 
@@ -43,6 +55,8 @@ CASES = {
     "output": (OUTPUT, linear("o"), lambda w: w.T.reshape(3, 2, 4)),
     "fused": (QUERY, conv1d("c", 1, 3), lambda w: np.split(w, 3, axis=1)[1].reshape(4, 3, 2)),
     "fused bias": (BIAS, conv1d("c", 2, 3), lambda b: np.split(b, 3)[2].reshape(3, 2)),
+    "by head": (QUERY, interleaved("i", 1, 3), lambda w: w.reshape(3, 3, 2, 4)[:, 1].transpose(2, 0, 1)),
+    "convolution": (CONVOLUTION, convolution("v"), lambda w: w.transpose(2, 1, 0)),
     "projection": (OUTPUT, conv1d("c"), lambda w: w.reshape(3, 2, 4)),
     "head": (HEAD, linear("h"), lambda w: np.pad(w.T, ((0, 0), (0, 3)))),
     "embedding": (EMBEDDING, plain("e"), lambda w: np.pad(w, ((0, 3), (0, 0)))),
@@ -76,7 +90,7 @@ def test_writing_is_the_inverse_of_reading(case):
         write_part(whole(declaration, tensor._replace(part=part), array), declaration, tensor, VOCAB)
         for part in range(tensor.parts)
     ]
-    np.testing.assert_array_equal(np.concatenate(parts, axis=-1) if tensor.parts > 1 else parts[0], array)
+    np.testing.assert_array_equal(join(parts, declaration, tensor), array)
 
 
 def test_only_what_is_asked_for_is_read():
