@@ -62,6 +62,19 @@ LLAMA3 = rotary(
 )
 
 
+T5 = {
+    "vocab_size": VOCABULARY,
+    "d_model": 16,
+    "d_kv": 6,
+    "d_ff": 24,
+    "num_heads": 4,
+    "num_layers": 2,
+    "num_decoder_layers": 3,
+    "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 12,
+    "layer_norm_epsilon": 0.02,
+    "decoder_start_token_id": 0,
+}
 BERT_OUTPUTS = {
     "BertForPreTraining": ("logits", "next_sentence"),
     "BertForQuestionAnswering": ("spans",),
@@ -82,6 +95,10 @@ class Case:
     @property
     def encoder(self) -> bool:
         return self.architecture.startswith("Bert")
+
+    @property
+    def encoder_decoder(self) -> bool:
+        return self.architecture.endswith("ForConditionalGeneration")
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -175,6 +192,10 @@ CASES = {
         },
         unit_offset=True,
     ),
+    "t5": Case("T5ForConditionalGeneration", T5),
+    "t5_1.1": Case(
+        "T5ForConditionalGeneration", {**T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+    ),
     "bert": Case("BertForPreTraining", BERT, dead=UNSEEN),
     "bert_mlm": Case("BertForMaskedLM", BERT, dead=UNSEEN),
     "bert_qa": Case("BertForQuestionAnswering", BERT, dead=UNSEEN),
@@ -186,13 +207,14 @@ CASES = {
 def rows(case: Case) -> dict:
     """A batch of three rows, with the keys that pre-training reads; `segment_ids` 0 is padding.
 
-    One row is full and one is padded at its right; a decoder's third is padded at its left, an encoder's at
-    its right. No real token is id 0, whose embedding some references hold to zero gradient.
+    One row is full and one is padded at its right; a decoder's third is padded at its left, all others at
+    their right. No real token is id 0, whose embedding some references hold to zero gradient, but what a decoder
+    beside an encoder reads first.
     """
     generator = np.random.default_rng(7)
     real = np.ones((3, LENGTH), bool)
     real[1, 9:] = False
-    real[2, slice(11, None) if case.encoder else slice(0, 3)] = False
+    real[2, slice(11, None) if case.encoder or case.encoder_decoder else slice(0, 3)] = False
     tokens = np.where(real, generator.integers(1, VOCABULARY, real.shape), 0)
     positions = np.where(real, np.cumsum(real, axis=1) - 1, 0)
     batch = {"tokens": tokens, "positions": positions, "segment_ids": real}
@@ -202,6 +224,13 @@ def rows(case: Case) -> dict:
         batch["targets"] = generator.integers(1, VOCABULARY, (3, 4))
         batch["next_sentence"] = np.array([0, 1, 1])
         weights = np.array([[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 0]])
+    elif case.encoder_decoder:
+        batch |= {f"source_{name}": value for name, value in batch.items()}
+        lengths = np.array([[6], [LENGTH - 2], [9]])
+        weights = np.broadcast_to(np.arange(LENGTH - 2) < lengths, (3, LENGTH - 2))
+        batch["targets"] = np.where(weights, generator.integers(1, VOCABULARY, weights.shape), 0)
+        batch["tokens"] = np.where(weights, np.pad(batch["targets"], ((0, 0), (1, 0)))[:, :-1], 0)
+        batch |= {"positions": np.where(weights, np.arange(LENGTH - 2), 0), "segment_ids": weights}
     else:
         batch["targets"] = np.pad(tokens[:, 1:], ((0, 0), (0, 1)))
         weights = real & (batch["targets"] > 0)
@@ -224,13 +253,16 @@ def build(case: Case, seed: int = 0):
     torch.manual_seed(0)
     architecture = getattr(transformers, case.architecture)
     model = architecture(architecture.config_class(**case.settings, attn_implementation="eager")).eval()
+    if case.encoder_decoder and case.settings.get("tie_word_embeddings") is False:  # version 5 ties it nevertheless
+        model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.lm_head.weight))
     generator = np.random.default_rng(seed)
     for name, parameter in sorted(model.named_parameters()):
         noise = generator.standard_normal(tuple(parameter.shape))
-        if parameter.ndim == 2:
-            value = noise * (
-                0.5 if "embed" in name or ".wte." in name or ".wpe." in name else parameter.shape[1] ** -0.5
-            )
+        if name == "shared.weight":  # T5's, which its logits scale down
+            value = noise
+        elif parameter.ndim == 2:
+            embeds = "embed" in name or ".wte." in name or ".wpe." in name
+            value = noise * (0.5 if embeds else parameter.shape[1] ** -0.5)
         elif name.endswith("bias") or case.unit_offset:
             value = 0.3 * noise
         else:

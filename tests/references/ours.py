@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from data.config import Data
-from data.objective_config import CausalObjective, MaskedObjective
+from data.objective_config import CausalObjective, MaskedObjective, Seq2SeqObjective
 from model.config import Model
 from model.hub.families import family_of, from_config
 from model.transformer import Transformer
@@ -63,8 +63,10 @@ def loss_and_gradients(case: Case, model: Model, params: dict, batch: dict) -> t
 
 def pretraining(case: Case, model: Model, batch: dict):
     """params -> the loss that a run of the model's task minimises."""
-    masked = MaskedObjective(next_sentence="next_sentence" in case.outputs)
-    data = Data(objective=masked if case.encoder else CausalObjective(), length=LENGTH)
+    objective = Seq2SeqObjective() if case.encoder_decoder else CausalObjective()
+    if case.encoder:
+        objective = MaskedObjective(next_sentence="next_sentence" in case.outputs)
+    data = Data(objective=objective, length=LENGTH)
     # As `train.step` adds up the terms of a task.
     task = make_task(replace(Config(), model=replace(model, dropout=0.0), data=data))
 

@@ -24,6 +24,7 @@ GPT2 = {"vocab_size": 100, "n_embd": 32, "n_layer": 2, "n_head": 4}
 NEO = {"vocab_size": 100, "hidden_size": 32, "num_layers": 4, "num_heads": 4}
 MISTRAL = {"model_type": "mistral", **SIZES, "num_key_value_heads": 2}
 GEMMA3 = {"model_type": "gemma3_text", **SIZES, "num_key_value_heads": 1}
+T5 = {"vocab_size": 100, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_heads": 4, "num_layers": 2}
 # What the published files say, and what they leave to defaults.
 PUBLISHED = {
     "bert": {"model_type": "bert", **SIZES, "hidden_act": "gelu", "pad_token_id": 0},
@@ -85,6 +86,9 @@ PUBLISHED = {
         "sliding_window_pattern": 6,
         "query_pre_attn_scalar": 16,
     },
+    "t5": {"model_type": "t5", **T5, "n_positions": 512, "initializer_factor": 1.0},
+    "t5, gated": {"model_type": "t5", **T5, "feed_forward_proj": "gated-gelu", "num_decoder_layers": 3},
+    "t5, silu": {"model_type": "t5", **T5, "feed_forward_proj": "silu", "dropout_rate": 0.0},
     "gemma3, every third": {**GEMMA3, "sliding_window_pattern": 3},
 }
 

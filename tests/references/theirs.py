@@ -27,16 +27,22 @@ def read(case: Case, found) -> dict:
 
 
 def inputs(case: Case, batch: dict) -> dict:
-    names = {"input_ids": "tokens", "attention_mask": "segment_ids", "position_ids": "positions"}
-    names |= {"token_type_ids": "token_types"} if case.encoder else {}
+    if case.encoder_decoder:
+        names = {"input_ids": "source_tokens", "attention_mask": "source_segment_ids"}
+        names |= {"decoder_input_ids": "tokens", "decoder_attention_mask": "segment_ids"}
+    else:
+        names = {"input_ids": "tokens", "attention_mask": "segment_ids", "position_ids": "positions"}
+        names |= {"token_type_ids": "token_types"} if case.encoder else {}
     return {theirs: torch.from_numpy(batch[ours]).long() for theirs, ours in names.items()}
 
 
 def labels(case: Case, batch: dict) -> dict:
-    """Of those classes whose loss is one of pre-training; a decoder of transformers shifts its labels itself."""
+    """Of those classes whose loss is one of pre-training; a decoder alone shifts its labels itself."""
     found = np.full(batch["tokens"].shape, IGNORED)
     places, counted = batch.get("masked_positions"), batch["weights"] > 0
-    if places is None:
+    if case.encoder_decoder:
+        found = np.where(counted, batch["targets"], IGNORED)
+    elif places is None:
         found[:, 1:] = np.where(counted, batch["targets"], IGNORED)[:, :-1]
     else:
         row = np.nonzero(counted)[0]
