@@ -120,6 +120,7 @@ class InverseSqrt:
 
     name: str = "inverse_sqrt"
     warmup: Duration = "1%"
+    hold: Duration = 0  # from the first step; the peak lasts until its end, then peak * sqrt(hold / step) (T5: 10000)
 
 
 @dataclass(frozen=True)

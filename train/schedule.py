@@ -133,8 +133,8 @@ def wsd(config, run: Run):
 
 
 def inverse_sqrt(config, run: Run):
-    peak = run.clock.at(run.peak)
-    return lambda time: jnp.sqrt((peak + 1) / (time + 1).astype(jnp.float32))
+    held = run.clock.at(min(run.last, max(run.peak, run.resolve(config.hold) - 1)))
+    return lambda time: jnp.sqrt((held + 1) / (jnp.maximum(time, held) + 1).astype(jnp.float32))
 
 
 # Each `(config, run)` -> the share of the peak at an int32 time after it.

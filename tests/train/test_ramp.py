@@ -176,6 +176,7 @@ SCHEDULES = (
     Linear(warmup=0, final=0.2, decay="321 tokens"),
     WarmupStableDecay(warmup="3 steps", decay="256 tokens"),
     InverseSqrt(warmup="160 tokens"),
+    InverseSqrt(warmup=0, hold="160 tokens"),
 )
 
 
@@ -185,6 +186,8 @@ def share(config, tokens, total):
     if config.name == "wsd":
         warmup, start, end = 96, total - 256, total  # three steps of 2 rows; the last two of 8
     elif config.name == "inverse_sqrt":
+        if config.hold != 0:
+            return min(1.0, (160 / tokens) ** 0.5)
         return tokens / warmup if tokens < warmup else (warmup / tokens) ** 0.5
     else:
         start, end = warmup, total if config.decay is None else {288: 448, 321: 448}[int(config.decay.split()[0])]

@@ -43,6 +43,8 @@ def schedules(warmup, decay=4):
         cfg.WarmupStableDecay(warmup=warmup, decay=decay),
         cfg.WarmupStableDecay(warmup=warmup, decay=decay, final=0.1),
         cfg.InverseSqrt(warmup=warmup),
+        cfg.InverseSqrt(warmup=warmup, hold=12),
+        cfg.InverseSqrt(warmup=warmup, hold=3),
     )
 
 
@@ -60,7 +62,7 @@ def closed_form(config, total, step):
     if config.name == "constant" or step == top:
         return 1.0
     if config.name == "inverse_sqrt":
-        return math.sqrt(max(warmup, 1) / (step + 1))
+        return min(1.0, math.sqrt(max(warmup, config.hold, 1) / (step + 1)))
     if config.name == "wsd":
         top = max(top, last - config.decay)
         if step <= top:
@@ -93,6 +95,13 @@ def test_the_inverse_root_is_the_law_of_vaswani_et_al():
     law = embed**-0.5 * np.minimum(steps**-0.5, steps * warmup**-1.5)
     rate = jax.jit(jax.vmap(built(cfg.InverseSqrt(warmup=warmup), 100_000, (embed * warmup) ** -0.5)))
     np.testing.assert_allclose(rate(jnp.asarray(steps - 1)), law, rtol=5e-7)
+
+
+def test_a_held_inverse_root_is_the_law_of_raffel_et_al():
+    """Their section 3.1.2: 1 / sqrt(max(n, k)) of steps n, k being ten thousand."""
+    steps = np.array((1, 2, 9_999, 10_000, 10_001, 20_000, 2**19))
+    rate = jax.jit(jax.vmap(built(cfg.InverseSqrt(warmup=0, hold=10_000), 2**19, 0.01)))
+    np.testing.assert_allclose(rate(jnp.asarray(steps - 1)), 1 / np.sqrt(np.maximum(steps, 1e4)), rtol=5e-7)
 
 
 def test_values_are_the_golden_ones():
