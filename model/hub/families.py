@@ -13,6 +13,7 @@ from typing import Any
 from model.checks import check
 from model.config import Initialization, Layer, Model, RotaryPositions
 from model.hub.bert import BERT
+from model.hub.deberta import DEBERTA, DEBERTA2
 from model.hub.family import Config, Family, HubError, layers, set_path, shortest
 from model.hub.gemma import GEMMA, GEMMA2, GEMMA3
 from model.hub.gpt2 import GPT2
@@ -23,13 +24,19 @@ from model.hub.t5 import T5
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family
-    for family in (BERT, GPT2, GPT_NEO, LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA, GEMMA2, GEMMA3, T5)
+    for family in (BERT, GPT2, GPT_NEO, LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA, GEMMA2, GEMMA3, T5, DEBERTA, DEBERTA2)
 } | {"mt5": T5}
 SUFFIXES = {"kernel": ".weight", "scale": ".weight", "bias": ".bias"}
 LARGEST_SIZE = 2**31 - 1
 DIFFERS = ", there it is "
 ENCODER = "encoder_"  # before the names of an encoder's parameters beside a decoder
-HEADS = ("head", "head_bias", "head_transform", "heads")  # first part of the paths of parameters of heads
+HEADS = (
+    "head",
+    "head_bias",
+    "head_transform",
+    "heads",
+    "mask_decoder",
+)  # first part of the paths of parameters of heads
 
 
 def family_of(config: Config) -> Family:

@@ -46,6 +46,23 @@ T5 = {
     "relative_attention_max_distance": 20,
     "n_positions": 64,
 }
+DEBERTA = {
+    **{key: value for key, value in BERT.items() if key != "id2label"},
+    "relative_attention": True,
+    "position_biased_input": False,
+    "pos_att_type": "c2p|p2c",
+}
+DEBERTA2 = {
+    **DEBERTA,
+    "model_type": "deberta-v2",
+    "share_att_key": True,
+    "norm_rel_ebd": "layer_norm",
+    "position_buckets": 4,
+    "max_relative_positions": 8,
+    "pos_att_type": ["p2c", "c2p"],
+}
+DEBERTA_MASKED = {"model_type": "deberta", "architectures": ["DebertaForMaskedLM"], **DEBERTA}
+THREE = {"id2label": BERT["id2label"]}
 CONFIGS = {
     "bert": {"model_type": "bert", "architectures": ["BertModel"], **BERT},
     "bert_pretraining": {"model_type": "bert", "architectures": ["BertForPreTraining"], **BERT},
@@ -54,6 +71,20 @@ CONFIGS = {
     "bert_spans": {"model_type": "bert", "architectures": ["BertForQuestionAnswering"], **BERT},
     "bert_sequence": {"model_type": "bert", "architectures": ["BertForSequenceClassification"], **BERT},
     "bert_tokens": {"model_type": "bert", "architectures": ["BertForTokenClassification"], **BERT},
+    "deberta": {"model_type": "deberta", "architectures": ["DebertaModel"], **DEBERTA, "type_vocab_size": 2},
+    "deberta_masked": {**DEBERTA_MASKED, "tie_word_embeddings": False, "pos_att_type": "p2c"},
+    "deberta_decoder": {**DEBERTA_MASKED, "mask_decoder_passes": 2, "max_relative_positions": 7},
+    "deberta_spans": {"model_type": "deberta", "architectures": ["DebertaForQuestionAnswering"], **DEBERTA},
+    "deberta_sequence": {
+        **{"model_type": "deberta", "architectures": ["DebertaForSequenceClassification"], **DEBERTA, **THREE},
+        "pooler_hidden_act": "tanh",
+    },
+    "deberta2": {
+        **{**DEBERTA2, "architectures": ["DebertaV2ForMaskedLM"], "conv_kernel_size": 3},
+        "conv_act": "gelu",
+    },
+    "deberta2_decoder": {**DEBERTA2, "architectures": ["DebertaV2ForMaskedLM"], "mask_decoder_passes": 3},
+    "deberta2_tokens": {**DEBERTA2, "architectures": ["DebertaV2ForTokenClassification"], **THREE},
     "gpt2": {"model_type": "gpt2", "vocab_size": 100, "n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 12},
     "gpt_neo": {
         "model_type": "gpt_neo",

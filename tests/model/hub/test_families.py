@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from model.config import Attention, FeedForward, Layer, Llama3Scaling, NoPositions
+from model.config import Attention, DisentangledPositions, FeedForward, Layer, Llama3Scaling, NoPositions
 from model.hub.families import (
     FAMILIES,
     canonical,
@@ -80,6 +80,22 @@ def test_layers_of_a_pattern_and_its_remainder_are_the_models_layers():
         ("llama", {"num_attention_heads": 0, "head_dim": None}, "ZeroDivisionError"),
         ("bert", {"position_embedding_type": "relative_key"}, "position_embedding_type"),
         ("bert", {"is_decoder": True}, "is_decoder"),
+        ("deberta", {"relative_attention": None}, "relative_attention"),
+        ("deberta", {"position_biased_input": True}, "position_biased_input"),
+        ("deberta", {"pos_att_type": "c2p|p2p"}, "pos_att_type"),
+        ("deberta", {"pos_att_type": None}, "content_to_position"),
+        ("deberta", {"talking_head": True}, "talking_head"),
+        ("deberta", {"share_att_key": True}, "share_att_key"),
+        ("deberta", {"embedding_size": 8}, "embedding_size"),
+        ("deberta", {"pooler_hidden_act": "mish"}, "pooler_hidden_act"),
+        ("deberta_decoder", {"mask_decoder_passes": -1}, "mask_decoder_passes"),
+        ("deberta2", {"share_att_key": False}, "share_att_key"),
+        ("deberta2", {"norm_rel_ebd": "batch_norm"}, "norm_rel_ebd"),
+        ("deberta2", {"position_buckets": 5}, "buckets"),
+        ("deberta2", {"max_relative_positions": 3}, "span"),
+        ("deberta2", {"conv_kernel_size": 2}, "convolution.size"),
+        ("deberta2", {"conv_groups": 2}, "conv_groups"),
+        ("deberta2", {"attention_head_size": 8}, "attention_head_size"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
         ("gpt_neo", {"attention_types": [[["global"], 10**9]]}, "attention_types"),
         ("gemma", {"hidden_activation": "silu"}, "hidden_activation"),
@@ -165,6 +181,9 @@ def test_old_names_prefixes_and_buffers():
         FAMILIES["gpt2"], ["transformer.h.0.attn.bias", "h.0.attn.masked_bias", "h.0.attn.c_attn.bias"]
     )
     assert list(gpt2) == ["h.0.attn.c_attn.bias"]
+    given = ["lm_predictions.lm_head.bias", "lm_predictions.lm_head.dense.weight", "deberta.embeddings.position_ids"]
+    deberta = canonical_names(FAMILIES["deberta"], given)
+    assert list(deberta) == ["cls.predictions.bias", "cls.predictions.transform.dense.weight"]
     llama = canonical_names(FAMILIES["llama"], ["model.layers.0.self_attn.rotary_emb.inv_freq", "lm_head.weight"])
     assert list(llama) == ["lm_head.weight"]
     t5 = canonical_names(
@@ -199,6 +218,33 @@ def test_the_forms_of_t5_name_their_feed_forwards_otherwise():
         names = [exported_name(family, model, tensor) for tensor in held]
         assert {name.split(".")[-2] for name in names if "DenseReluDense" in name} == expected
         assert sorted(canonical_names(family, names)) == sorted(held)
+
+
+@pytest.mark.parametrize(
+    ("given", "heads", "passes"),
+    [
+        (["pooler.dense.weight", "classifier.bias"], {"pooler", "sequence_classes"}, 0),
+        (["deberta.embeddings.LayerNorm.bias", "classifier.bias"], {"token_classes"}, 0),
+        (["lm_predictions.lm_head.bias", "deberta.embeddings.position_embeddings.weight"], set(), 2),
+        (["lm_predictions.lm_head.bias"], set(), 0),
+        (["qa_outputs.bias", "deberta.embeddings.position_embeddings.weight"], {"spans"}, 0),
+        (["mask_predictions.dense.bias"], {"replaced"}, 0),
+    ],
+)
+def test_names_of_tensors_tell_the_heads_of_deberta(given, heads, passes):
+    config = {**CONFIGS["deberta_decoder"], "architectures": None, "mask_decoder_passes": 2}
+    found = from_config(config, given)
+    assert {name for name, value in vars(found.heads).items() if value and name != "pooler_activation"} == heads
+    assert found.mask_decoder_passes == passes
+    assert found.language_head == any(name.startswith("lm_predictions") for name in given)
+
+
+def test_published_spellings_of_deberta():
+    """Terms between bars, the farthest distance that of the longest context, buckets that are none."""
+    first = from_config({**CONFIGS["deberta"], "max_relative_positions": -1, "position_buckets": -1})
+    assert first.positions == DisentangledPositions(span=12)
+    assert from_config({**CONFIGS["deberta"], "pos_att_type": "P2C | C2P"}) == from_config(CONFIGS["deberta"])
+    assert from_config({**CONFIGS["deberta2"], "position_buckets": -1}).positions.buckets is None
 
 
 def test_newer_files_say_rope_parameters():

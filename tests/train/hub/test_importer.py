@@ -1,5 +1,6 @@
 """Weights out and in again bit for bit, for every family and on any mesh; what does not fit is listed."""
 
+import re
 from functools import cache
 
 import jax
@@ -64,6 +65,38 @@ def test_gpt2_joins_queries_keys_and_values():
         np.testing.assert_array_equal(arrays[f"transformer.h.{layer}.attn.c_attn.weight"], np.hstack(parts))
         parts = [attention[part]["bias"][layer].reshape(16) for part in ("query", "key", "value")]
         np.testing.assert_array_equal(arrays[f"transformer.h.{layer}.attn.c_attn.bias"], np.hstack(parts))
+
+
+def test_deberta_joins_queries_keys_and_values_head_by_head():
+    """Written out in numpy: theirs is [heads, (query, key, value), width, inputs], with no bias of its own."""
+    attention = parameters(model_of("deberta"))["stack"]["0"]["attention"]
+    arrays = exported("deberta")[1]
+    for layer in range(2):
+        parts = [attention[part]["kernel"][layer] for part in ("query", "key", "value")]
+        expected = np.stack(parts).transpose(2, 0, 3, 1).reshape(48, 16)
+        np.testing.assert_array_equal(arrays[f"encoder.layer.{layer}.attention.self.in_proj.weight"], expected)
+        expected = attention["query"]["bias"][layer].reshape(16)
+        np.testing.assert_array_equal(arrays[f"encoder.layer.{layer}.attention.self.q_bias"], expected)
+    assert not any("in_proj.bias" in name or "k_bias" in name or "pos_proj.bias" in name for name in arrays)
+
+
+def test_a_published_deberta_has_other_names_and_absolute_positions_that_are_not_read():
+    """Those are the decoder's of masked tokens, which only a key of our own asks for."""
+    config, arrays = exported("deberta2")
+    expected = from_memory(config, arrays)[1]
+    old = {
+        re.sub(r"^cls\.predictions\.(transform\.)?", "lm_predictions.lm_head.", name): value
+        for name, value in arrays.items()
+    }
+    assert "lm_predictions.lm_head.LayerNorm.weight" in old and "lm_predictions.lm_head.bias" in old
+    absolute = "deberta.embeddings.position_embeddings.weight"
+    old[absolute] = np.ones((12, 16), np.float32)
+    model, params = from_memory(config, old)
+    same(params, expected)
+    assert match(family_of(config), model, declared(model), in_memory(old)).unused == [absolute]
+    decoding, params = from_memory({**config, "mask_decoder_passes": 2, "max_position_embeddings": 12}, old)
+    assert decoding.mask_decoder_passes == 2
+    np.testing.assert_array_equal(params["mask_decoder"]["table"], old[absolute])
 
 
 class Counting(ArrayTensor):
