@@ -10,6 +10,7 @@ from train import flops, mesh
 from train.assembly import assemble
 from train.checks import known_steps
 from train.config import Config
+from train.objective_checks import target_length
 from train.ramp import batches_of
 
 
@@ -19,6 +20,7 @@ def describe(config: Config) -> str:
     model, train, length = config.model, config.train, config.data.length
     tokens = train.batch_size * length
     per_token = flops.of_training(config, assembly.declarations)
+    per_row = per_token * target_length(config)
     steps = known_steps(config, train.steps, None)
     read = None if steps is None else batches_of(config).before(steps) * length
     count = flops.parameter_count(assembly.declarations)
@@ -33,8 +35,8 @@ def describe(config: Config) -> str:
         f"{train.accumulate} micro-batches; " + ", ".join(f"{key} {list(shape)}" for key, shape in batch.items()),
         f"run         {steps if steps is not None else train.steps} steps"
         + (f", {read:,} tokens" if read is not None else ""),
-        f"FLOPs       {per_token:.4g} a token, {per_token * tokens:.4g} a step"
-        + (f", {per_token * read:.4g} the run" if read is not None else ""),
+        f"FLOPs       {per_token:.4g} a token, {per_row * train.batch_size:.4g} a step"
+        + (f", {per_row * read / length:.4g} the run" if read is not None else ""),
         "memory      bytes a device: "
         + ", ".join(f"{name} {size:,}" for name, size in state.items())
         + f", gradients {gradients:,}; activations depend on the compiler",

@@ -6,13 +6,16 @@ MFU (Chowdhery et al. 2022, appendix B) = tokens per second * FLOPs per token / 
 
 `keys` is how many keys a query sees in the mean over a row: half the length under the causal mask alone, at most the
 window under one, the length in an encoder. A prefix that sees itself both ways counts as causal, which is less than
-it is. Where a row predicts fewer tokens than it has, its head counts for those.
+it is. Where a row predicts fewer tokens than it has, its head counts for those. Of experts count those that a token
+goes to, the places that stay empty and the sums that fill them not. Beside an encoder tokens are the decoder's, and
+what the encoder does for a row, and the decoder with its output, is shared out among them.
 Embeddings are not counted, and neither is recomputation under remat.
 """
 
 from __future__ import annotations
 
 import math
+import re
 import time
 
 import jax
@@ -22,6 +25,7 @@ from data.objective_config import MaskedObjective, QaObjective
 from model.config import Model
 from model.parameters import Declaration, path_name
 from train.config import Config
+from train.objective_checks import target_length
 
 # Dense bfloat16 peaks that the makers state, FLOP/s a device, by the start of JAX's device_kind.
 PEAKS = {
@@ -33,6 +37,7 @@ PEAKS = {
     "TPU v5p": 459e12,
     "TPU v6 lite": 918e12,
 }
+READ = re.compile("^encoder_|/cross_attention/(key|value)/")  # parameters that meet an encoder's tokens, by their paths
 FORMULA = "(6 * kernels + 12 * layers * heads * head_dim * mean keys seen) * tokens/s / peak"
 
 
@@ -45,19 +50,28 @@ def _leaves(declarations) -> list[Declaration]:
     return jax.tree.leaves(declarations)
 
 
-def flops_per_token(model: Model, declarations, length: int, predictions: int | None = None) -> float:
-    """FLOPs of a forward and backward pass for each input position of rows of `length`.
+def flops_per_token(
+    model: Model, declarations, length: int, predictions: int | None = None, source_length: int = 0
+) -> float:
+    """FLOPs of a forward and backward pass for each input position of rows of `length`, a decoder's beside an encoder.
 
-    `predictions` of a row's positions have logits over the vocabulary, None: all. Other heads read one a row.
+    `predictions` of a row's positions have logits over the vocabulary, None: all. Other heads read one a row. An
+    encoder beside a decoder reads `source_length` tokens a row.
     """
     predicted = (length if predictions is None else predictions) / length
     shares = {"head": predicted, "head_transform": predicted, "heads": 1 / length}
+    read = source_length / length
     kernels = model.padded_vocab_size * model.embed_dim * predicted if model.tied_head else 0.0
     for path, leaf in jax.tree_util.tree_flatten_with_path(declarations)[0]:
         if leaf.kind == "kernel":
-            kernels += math.prod(leaf.shape) * shares.get(path_name(path).split("/")[0], 1.0)
+            name = path_name(path)
+            share = read if READ.search(name) else shares.get(name.split("/")[0], 1.0)
+            active = model.experts.top_k / model.experts.num_experts if "experts" in leaf.axes else 1.0
+            kernels += math.prod(leaf.shape) * share * active
     layers = [model.pattern[index % len(model.pattern)] for index in range(model.num_layers)]
     keys = sum(keys_seen(length, layer.window) if model.attention.causal else length for layer in layers)
+    if model.encoder_layers:
+        keys += source_length * (model.num_layers + read * model.encoder_layers)
     return 6.0 * kernels + 12.0 * keys * model.attention.num_heads * model.head_dim
 
 
@@ -66,7 +80,8 @@ def of_training(config: Config, declarations) -> float:
     objective = config.data.objective
     predictions = objective.max_predictions if isinstance(objective, MaskedObjective) else None
     predictions = 0 if isinstance(objective, QaObjective) else predictions
-    return flops_per_token(config.model, declarations, config.data.length, predictions)
+    source_length = config.data.length if config.model.encoder_layers else 0
+    return flops_per_token(config.model, declarations, target_length(config), predictions, source_length)
 
 
 def keys_seen(length: int, window: int | None) -> float:

@@ -6,10 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from model.config import Layer, Model
+from model.config import CapacityExperts, Layer, Model
 from model.transformer import Transformer
 from tests.model.jaxprs import dot_flops
-from tests.model.small import GEMMA, GPT2, LLAMA, declared, draw, loss_of, pack, tokens, with_targets
+from tests.model.small import GEMMA, GPT2, LLAMA, declared, draw, loss_of, pack, sourced, tokens, with_targets
 from train import flops
 from train.checks import load
 
@@ -86,3 +86,28 @@ def test_flops_of_bert_debug_are_those_counted_by_hand():
     layers = 2 * (4 * 64 * 64 + 2 * 64 * 256 + 2 * 64 * 64)
     heads = 10 / 64 * (64 * 64 + 64 * 1024) + 1 / 64 * (64 * 64 + 64 * 2)
     assert flops.of_training(config, declared(config.model)) == pytest.approx(6 * (layers + heads))
+
+
+PAIR = replace(LLAMA, encoder_layers=3, attention=replace(LLAMA.attention, kernel="reference"))
+
+
+def test_flops_of_an_encoder_decoder_are_the_products_that_are_traced():
+    """A decoder's rows of 12 tokens, an encoder's of 20, all of which every query sees."""
+    length, source_length = 12, 20
+    sources = pack([tokens(source_length, 2)], length=source_length)
+    batch = sourced(pack([tokens(length, 1)]), sources)
+    hidden = jax.make_jaxpr(lambda params: Transformer(PAIR).apply({"params": params}, batch)[0])(draw(PAIR))
+    head = 2 * length * PAIR.padded_vocab_size * PAIR.embed_dim
+    hidden_scores = length * (length - flops.keys_seen(length, None)) * PAIR.num_layers
+    unseen = 4 * PAIR.attention.num_heads * PAIR.head_dim * hidden_scores
+    counted = flops.flops_per_token(PAIR, declared(PAIR), length, source_length=source_length)
+    assert counted * length / 3 == pytest.approx(dot_flops(hidden) + head - unseen)
+
+
+@pytest.mark.parametrize("experts", (CapacityExperts(num_experts=8, top_k=1), CapacityExperts(num_experts=4)))
+def test_of_experts_those_that_a_token_goes_to_are_counted(experts):
+    """As many dense networks, and the router."""
+    mixed = replace(LLAMA, pattern=(Layer(), Layer(experts=True)), experts=experts)
+    counted, dense = (flops.flops_per_token(config, declared(config), 12) for config in (mixed, LLAMA))
+    network, router = 3 * 16 * 24, 16 * experts.num_experts
+    assert LLAMA.num_layers == 2 and counted - dense == 6 * ((experts.top_k - 1) * network + router)
