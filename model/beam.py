@@ -35,17 +35,20 @@ def penalty(count, alpha: float):
     return ((5.0 + count) / 6.0) ** alpha
 
 
-@partial(jax.jit, static_argnums=(0, 4, 5, 6))
-def beam_search(model, params, prompts_BxL, lengths_B, max_new_tokens: int, end: int, search: BeamSearch, source=None):
+@partial(jax.jit, static_argnums=(0, 5, 6, 7))
+def beam_search(
+    model, params, prompts_BxL, lengths_B, limits_B, max_new_tokens: int, end: int, search: BeamSearch, source=None
+):
     """(int32 tokens `[B, T]`, int32 counts `[B]`, float32 scores `[B]`) behind prompts of `lengths_B` >= 1 tokens.
 
-    Tokens, counts, prompts and `source` are those of `model.generate.generate`. A score is the text's log-probability
-    divided by `penalty`; log-probabilities of texts that go on are compared as they are.
+    Tokens, counts, prompts and `source` are those of `model.generate.generate`; a row writes at most `limits_B` of the
+    T tokens, int32 from 1 to T. A score is the text's log-probability divided by `penalty`; log-probabilities of texts
+    that go on are compared as they are.
 
     The K likeliest continuations without an end go on. One with an end is kept as ended where it is among the K
     likeliest of all, so that one beam is the greedy text. A row is done when K have ended, or when none that goes on
     could still beat the best that has: were all its further tokens certain, and it as long as can be. What has not
-    ended after T tokens counts only where nothing has.
+    ended at a row's limit counts only where nothing has.
     """
     rows, length = prompts_BxL.shape
     beams = search.beams
@@ -64,7 +67,7 @@ def beam_search(model, params, prompts_BxL, lengths_B, max_new_tokens: int, end:
     def add(carry):
         t, alive, ended, done_B, logits_RxV, cache = carry
         logits_BxKxV = logits_RxV.reshape(rows, beams, -1)[..., :known]
-        alive, ended, done_B, parents_BxK = advance(t, logits_BxKxV, alive, ended, done_B, end, search)
+        alive, ended, done_B, parents_BxK = advance(t, logits_BxKxV, alive, ended, done_B, limits_B, end, search)
         last = (t + 1 == max_new_tokens) | jnp.all(done_B)
 
         def read():
@@ -81,20 +84,25 @@ def beam_search(model, params, prompts_BxL, lengths_B, max_new_tokens: int, end:
     one = none._replace(scores_BxK=none.scores_BxK.at[:, 0].set(0.0))  # or every beam would write the same
     start = (jnp.int32(0), one, none, jnp.zeros((rows,), bool), jnp.repeat(logits_BxV, beams, axis=0), cache)
     _, alive, ended, _, _, _ = jax.lax.while_loop(unfinished, add, start)
-    alive = alive._replace(scores_BxK=alive.scores_BxK / penalty(float(max_new_tokens), search.length_penalty))
-    without_B = ended.scores_BxK[:, 0] == -jnp.inf
-
-    def first(alive, ended):
-        choice = jnp.expand_dims(without_B, tuple(range(1, ended.ndim - 1)))
-        return jnp.where(choice, alive[:, 0], ended[:, 0])
-
-    tokens_BxT, scores_B, counts_B = jax.tree.map(first, alive, ended)
+    alive = alive._replace(scores_BxK=alive.scores_BxK / penalty(limits_B, search.length_penalty)[:, None])
+    ended_B = ended.scores_BxK[:, 0] > -jnp.inf
+    tokens_BxT, scores_B, counts_B = (
+        jnp.where(_like(ended_B, whole[:, 0]), whole[:, 0], part[:, 0])
+        for whole, part in zip(ended, alive, strict=True)
+    )
     return tokens_BxT, counts_B, scores_B
 
 
-def advance(t, logits_BxKxV, alive: Hypotheses, ended: Hypotheses, done_B, end: int, search: BeamSearch):
+def _like(condition_B, array):
+    """A condition on rows in the shape of an array `[B, ...]`."""
+    return jnp.broadcast_to(jnp.expand_dims(condition_B, tuple(range(1, array.ndim))), array.shape)
+
+
+def advance(
+    t, logits_BxKxV, alive: Hypotheses, ended: Hypotheses, done_B, limits_B, end: int, search: BeamSearch
+) -> tuple[Hypotheses, Hypotheses, Any, Any]:
     """(alive, ended, done, parents int32 `[B, K]`) after token t; a parent is the beam that one alive continues."""
-    beams, alpha, longest = search.beams, search.length_penalty, alive.tokens_BxKxT.shape[2]
+    beams, alpha = search.beams, search.length_penalty
     scores_BxN, parents_BxN, next_BxN = candidates(logits_BxKxV, alive.scores_BxK)
     tokens_BxNxT = jnp.take_along_axis(alive.tokens_BxKxT, parents_BxN[..., None], axis=1)
     tokens_BxNxT = tokens_BxNxT.at[:, :, t].set(next_BxN)
@@ -104,10 +112,11 @@ def advance(t, logits_BxKxV, alive: Hypotheses, ended: Hypotheses, done_B, end: 
     finishing_BxN = ends_BxN & likely_BxN & ~done_B[:, None]
     normalised_BxN = jnp.where(finishing_BxN, scores_BxN / penalty(t + 1.0, alpha), -jnp.inf)
     ended, _ = best(joined(ended, new._replace(scores_BxK=normalised_BxN)), beams)
-    alive, places_BxK = best(new._replace(scores_BxK=jnp.where(ends_BxN, -jnp.inf, scores_BxN)), beams)
+    going, places_BxK = best(new._replace(scores_BxK=jnp.where(ends_BxN, -jnp.inf, scores_BxN)), beams)
+    alive = Hypotheses(*(jnp.where(_like(done_B, old), old, now) for old, now in zip(alive, going, strict=True)))
     full_B = jnp.all(ended.scores_BxK > -jnp.inf, axis=1)
-    hope_B = alive.scores_BxK[:, 0] / penalty(float(longest), alpha)
-    done_B = done_B | full_B | (ended.scores_BxK[:, 0] >= hope_B)
+    hope_B = alive.scores_BxK[:, 0] / penalty(limits_B, alpha)
+    done_B = done_B | full_B | (ended.scores_BxK[:, 0] >= hope_B) | (t + 1 >= limits_B)
     return alive, ended, done_B, jnp.take_along_axis(parents_BxN, places_BxK, axis=1)
 
 

@@ -1,6 +1,6 @@
 """Ask a trained run: continue texts, fill masked tokens, or turn texts into vectors.
 
-python -m train.generate --run DIR --prompt TEXT [--prompt TEXT ...]
+python -m train.generate --run DIR --prompt TEXT [--prompt TEXT ...] [--beams 4]
 python -m train.generate --run DIR --fill 'TEXT WITH [MASK]'
 python -m train.generate --run DIR --embed --prompt TEXT --json
 """
@@ -24,14 +24,18 @@ from data.errors import ConfigError
 from data.schema import from_plain
 from data.tokenizer import Tokenizer
 from data.tokenizer_config import FileTokenizer
+from model.beam import BeamSearch, beam_search
 from model.generate import Sampling, generate
 from model.parameters import declarations
 from model.transformer import Transformer, initialise
 from train.checkpoint import load_params
 from train.config import Config
-from train.encode import PAD_TO, POOLINGS, Run, embed, fill
+from train.encode import PAD_TO, POOLINGS, Run, check_lengths, embed, fill
 from train.errors import CheckpointError
 from train.rundir import read_json
+
+NEW_TOKENS = 64  # written at most, where --max_new_tokens does not say
+MORE_TOKENS = 50  # than a source has, beside an encoder
 
 
 def load_run(run: Path) -> Run:
@@ -51,42 +55,66 @@ def load_run(run: Path) -> Run:
     return model, params, tokenizers.load(run / "tokenizer.json", end_of_text, stop=stop)
 
 
-def continue_texts(run: Run, prompts: Sequence[str], max_new_tokens: int, sampling: Sampling, seed: int) -> list[dict]:
+def continue_texts(
+    run: Run, prompts: Sequence[str], max_new_tokens: int | None, how: Sampling | BeamSearch, seed: int = 0
+) -> list[dict]:
     """{"prompt", "text", "tokens", "ended"} for each prompt, in order; `tokens` are the new ids, without the end.
 
-    A prompt stands behind an end-of-text token, as a document does in training, and draws from a key of its
-    own made of `seed`, its text and how often it stood before: the other prompts change nothing.
+    A prompt stands behind an end-of-text token, as a document does in training; beside an encoder it is the source,
+    with its end, and the end-of-text token alone begins the decoder's text. At most `max_new_tokens` are written: None
+    is NEW_TOKENS, or beside an encoder the source's and MORE_TOKENS (Vaswani et al. 2017, section 6.1).
+
+    Under a Sampling each text draws from a key of its own made of `seed`, its prompt and how often it stood before: the
+    other prompts change nothing. Under a BeamSearch it has "score" too, its log-probability over its length's penalty.
     """
     model, params, tokenizer = run
     if not (model.config.attention.causal and model.config.language_head):
         raise ConfigError("this run is an encoder, which does not continue text: ask it with --fill or --embed")
-    ids = [[tokenizer.end_of_text, *row] for row in tokenizer.encode_batch(prompts)]
-    longest, limit = max(map(len, ids)), model.config.max_length
-    if limit is not None and longest + max_new_tokens > limit:
+    ids = [row.tolist() for row in tokenizer.encode_batch(prompts)]
+    if model.config.encoder_layers:
+        begun, sources = [[tokenizer.end_of_text] for _ in ids], [[*row, tokenizer.stop] for row in ids]
+        limits = [max_new_tokens or len(row) + MORE_TOKENS for row in ids]
+        check_lengths(model, sources)
+        source = padded(sources, PAD_TO)
+    else:
+        begun, source = [[tokenizer.end_of_text, *row] for row in ids], None
+        limits = [max_new_tokens or NEW_TOKENS for _ in ids]
+    most, limits_B = max(limits), np.array(limits, np.int32)
+    check_room(model, max(map(len, begun)), most)
+    given = padded(begun, PAD_TO if source is None else 1)
+    how = how._replace(vocab_size=tokenizer.vocab_size)  # a model may have more ids than its tokenizer
+    scores_B = None
+    if isinstance(how, BeamSearch):
+        found = beam_search(model, params, *given, limits_B, most, tokenizer.stop, how, source)
+        new_BxT, counts_B, scores_B = jax.device_get(found)
+    else:
+        found = generate(model, params, *given, prompt_keys(prompts, seed), most, tokenizer.stop, how, source)
+        new_BxT, counts_B = jax.device_get(found)
+    counts_B = np.minimum(counts_B, limits_B)
+    rows = [row[:count].tolist() for row, count in zip(new_BxT, counts_B, strict=True)]
+    results = [_result(tokenizer, prompt, row) for prompt, row in zip(prompts, rows, strict=True)]
+    if scores_B is None:
+        return results
+    return [{**result, "score": float(score)} for result, score in zip(results, scores_B, strict=True)]
+
+
+def padded(rows: list[list[int]], multiple: int) -> tuple[np.ndarray, np.ndarray]:
+    """(int32 `[rows, L]`, each padded at the right to one multiple, int32 `[rows]`: their lengths)."""
+    lengths = np.array([len(row) for row in rows], np.int32)
+    tokens = np.zeros((len(rows), -(-lengths.max() // multiple) * multiple), np.int32)
+    for place, row in enumerate(rows):
+        tokens[place, : len(row)] = row
+    return tokens, lengths
+
+
+def check_room(model: Transformer, longest: int, new: int) -> None:
+    """ConfigError where the model's positions end before the longest prompt and its `new` tokens do."""
+    limit = model.config.max_length
+    if limit is not None and longest + new > limit:
         raise ConfigError(
-            f"the longest prompt has {longest} tokens and --max_new_tokens is {max_new_tokens}: together more than the "
+            f"the longest prompt has {longest} tokens and --max_new_tokens is {new}: together more than the "
             f"{limit} positions of the model's table. Shorten one of them"
         )
-    tokens_BxL = np.full((len(ids), -(-longest // PAD_TO) * PAD_TO), tokenizer.end_of_text, np.int32)
-    for row, values in enumerate(ids):
-        tokens_BxL[row, : len(values)] = values
-    lengths_B = np.array([len(row) for row in ids], np.int32)
-    new_BxT, counts_B = jax.device_get(
-        generate(
-            model,
-            params,
-            tokens_BxL,
-            lengths_B,
-            prompt_keys(prompts, seed),
-            max_new_tokens,
-            tokenizer.stop,
-            sampling._replace(vocab_size=tokenizer.vocab_size),  # a model may have more ids than its tokenizer
-        )
-    )
-    return [
-        _result(tokenizer, prompt, row[:count].tolist())
-        for prompt, row, count in zip(prompts, new_BxT, counts_B, strict=True)
-    ]
 
 
 def _result(tokenizer: Tokenizer, prompt: str, tokens: list[int]) -> dict:
@@ -109,11 +137,21 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = Parser("train.generate", __doc__)
     parser.add_argument("--run", required=True, type=Path, help="a run directory")
     parser.add_argument("--prompt", action="append", default=[], help="a text; may be given several times")
-    parser.add_argument("--max_new_tokens", type=int, default=64)
-    parser.add_argument("--temperature", type=float, default=1.0, help="0 takes the likeliest token")
+    parser.add_argument(
+        "--max_new_tokens",
+        type=int,
+        help=f"at most (default: {NEW_TOKENS}; of an encoder-decoder, {MORE_TOKENS} more than the prompt has)",
+    )
+    parser.add_argument("--temperature", type=float, help="0 takes the likeliest token (default: 1)")
     parser.add_argument("--top_k", type=int)
     parser.add_argument("--top_p", type=float)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--beams", type=int, help="search for a likely text with so many beams, instead of drawing one")
+    parser.add_argument(
+        "--length_penalty",
+        type=float,
+        help=f"alpha of --beams: higher for longer texts (default: {BeamSearch().length_penalty})",
+    )
     parser.add_argument("--fill", action="append", default=[], help="a text with mask tokens, for an encoder")
     parser.add_argument("--candidates", type=int, default=5, help="tokens named for each mask of --fill")
     parser.add_argument("--embed", action="store_true", help="one vector of length 1 for each --prompt")
@@ -122,24 +160,46 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--json", action="store_true", help="JSON instead of text: a list; of --embed, an object a line"
     )
     known = parser.parse_args(arguments)
-    if bool(known.fill) == bool(known.prompt) or (known.fill and known.embed):
-        raise ConfigError(
-            "give --prompt TEXT, alone or with --embed, or --fill TEXT: one of them, once or several times"
-        )
+    check_usage(known)
     for name, good, wanted in (
         ("prompt", all(map(_is_unicode, known.prompt)), "text in the encoding of this system"),
         ("fill", all(map(_is_unicode, known.fill)), "text in the encoding of this system"),
-        ("max_new_tokens", known.max_new_tokens >= 1, "at least 1"),
-        ("temperature", 0 <= known.temperature < math.inf, "at least 0 and finite"),
+        ("max_new_tokens", known.max_new_tokens is None or known.max_new_tokens >= 1, "at least 1"),
+        ("temperature", known.temperature is None or 0 <= known.temperature < math.inf, "at least 0 and finite"),
         ("top_k", known.top_k is None or known.top_k >= 1, "at least 1"),
         ("top_p", known.top_p is None or 0 < known.top_p <= 1, "above 0 and at most 1"),
         ("seed", 0 <= known.seed < 2**32, "from 0 to 2**32 - 1"),
+        ("beams", known.beams is None or known.beams >= 1, "at least 1"),
+        ("length_penalty", known.length_penalty is None or 0 <= known.length_penalty < math.inf, "at least 0, finite"),
         ("candidates", known.candidates >= 1, "at least 1"),
         ("pooling", known.pooling in POOLINGS, f"one of {', '.join(POOLINGS)}"),
     ):
         if not good:
             raise ConfigError(f"--{name} is {ascii(getattr(known, name))}, must be {wanted}")
     return known
+
+
+def check_usage(known: argparse.Namespace) -> None:
+    """ConfigError where arguments do not go together."""
+    if bool(known.fill) == bool(known.prompt) or (known.fill and known.embed):
+        raise ConfigError(
+            "give --prompt TEXT, alone or with --embed, or --fill TEXT: one of them, once or several times"
+        )
+    if known.beams is None and known.length_penalty is not None:
+        raise ConfigError("--length_penalty is of a search with several beams: give --beams too")
+    drawn = [name for name in ("temperature", "top_k", "top_p") if getattr(known, name) is not None]
+    if known.beams is not None and drawn:
+        raise ConfigError(f"--beams searches for a text, and --{drawn[0]} is of one that is drawn: leave one out")
+    if known.beams is not None and (known.fill or known.embed):
+        raise ConfigError("--beams searches for what continues a --prompt: leave it out with --fill and --embed")
+
+
+def method(known: argparse.Namespace) -> Sampling | BeamSearch:
+    """How texts are continued, from the arguments of the command."""
+    if known.beams is None:
+        return Sampling(1.0 if known.temperature is None else known.temperature, known.top_k, known.top_p)
+    alpha = BeamSearch().length_penalty if known.length_penalty is None else known.length_penalty
+    return BeamSearch(known.beams, alpha)
 
 
 def _is_unicode(text: str) -> bool:
@@ -157,13 +217,17 @@ def main(arguments: Sequence[str]) -> None:
     if known.fill:
         results = fill(run, known.fill, known.candidates)
     else:
-        sampling = Sampling(known.temperature, known.top_k, known.top_p)
-        results = continue_texts(run, known.prompt, known.max_new_tokens, sampling, known.seed)
+        results = continue_texts(run, known.prompt, known.max_new_tokens, method(known), known.seed)
     if known.json:
         print(json.dumps(results, ensure_ascii=False, indent=1))
         return
     for result in results:
-        print(f"{_filled(result)}\n" if known.fill else f"{result['prompt']}{result['text']}\n")
+        print(f"{_filled(result) if known.fill else _written(run[0], result)}\n")
+
+
+def _written(model: Transformer, result: dict) -> str:
+    """A continued text for people: behind its prompt, or by itself where that is a source."""
+    return result["text"] if model.config.encoder_layers else result["prompt"] + result["text"]
 
 
 def _filled(result: dict) -> str:

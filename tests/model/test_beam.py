@@ -37,26 +37,25 @@ def padded(rows):
 @cache
 def searcher(config, new: int, search: BeamSearch):
     model = Transformer(config)
-    return jit(
-        lambda params, prompts, counts, source: beam_search(model, params, prompts, counts, new, END, search, source)
-    )
+    return jit(lambda *arguments: beam_search(model, *arguments[:4], new, END, search, arguments[4]))
 
 
 @cache
-def params_of(config, certainty: float = 2.0):
-    """Parameters under which texts end at once, later and never: the end's logit is `certainty` higher."""
+def params_of(config):
+    """Parameters under which texts end at once, later and never."""
     params = draw(config)
     bias = np.array(params["head_bias"])
-    bias[END] += certainty
+    bias[END] += 2.0
     return {**params, "head": 2 * params["head"], "head_bias": bias}
 
 
-def searched(case: str, search: BeamSearch, rows=range(3), new: int = NEW, certainty: float = 2.0):
-    """[(tokens without what is behind the end, score)] by row."""
+def searched(case: str, search: BeamSearch, rows=range(3), new: int = NEW, limits=None):
+    """[(tokens without what is behind the end, score)] by row, of which each writes `limits` at most."""
     config, prompts, sources = CASES[case]
     source = None if sources is None else padded([sources[row] for row in rows])
     given = padded([prompts[row] for row in rows])
-    found = searcher(config, new, search)(params_of(config, certainty), *given, source)
+    limits = np.full(len(rows), new, np.int32) if limits is None else np.array(limits, np.int32)
+    found = searcher(config, new, search)(params_of(config), *given, limits, source)
     texts, counts, scores = (np.asarray(part) for part in found)
     for text, count in zip(texts, counts, strict=True):
         assert np.all(text[count:] == END) and END not in text[: count - 1] and np.all(text < VOCABULARY)
@@ -64,14 +63,14 @@ def searched(case: str, search: BeamSearch, rows=range(3), new: int = NEW, certa
 
 
 @cache
-def log_probabilities(case: str, row: int, written: tuple[int, ...], certainty: float = 2.0) -> np.ndarray:
+def log_probabilities(case: str, row: int, written: tuple[int, ...]) -> np.ndarray:
     """float64 [vocabulary]: of the token behind the prompt and what was written, by a whole forward pass."""
     config, prompts, sources = CASES[case]
     text = [*prompts[row], *written]
     batch = pack([text])
     if sources is not None:
         batch = sourced(batch, pack([sources[row]]))
-    scores = np.asarray(logits(config)(params_of(config, certainty), batch), np.float64)[0, len(text) - 1, :VOCABULARY]
+    scores = np.asarray(logits(config)(params_of(config), batch), np.float64)[0, len(text) - 1, :VOCABULARY]
     return scores - scores.max() - np.log(np.sum(np.exp(scores - scores.max())))
 
 
@@ -102,11 +101,11 @@ def by_hand(case: str, row: int, beams: int, alpha: float, new: int = NEW) -> tu
     (
         ("decoder", 4, 3.0),
         ("decoder", 2, 0.0),
-        ("encoder-decoder", 4, 0.6),
+        ("encoder-decoder", 4, 3.0),
         pytest.param("decoder", 4, 0.6, marks=pytest.mark.slow),
         pytest.param("decoder", 7, 1.0, marks=pytest.mark.slow),
         pytest.param("encoder-decoder", 2, 0.0, marks=pytest.mark.slow),
-        pytest.param("encoder-decoder", 4, 3.0, marks=pytest.mark.slow),
+        pytest.param("encoder-decoder", 4, 0.6, marks=pytest.mark.slow),
     ),
 )
 def test_it_is_a_plain_loop_over_whole_forward_passes(case, beams, alpha):
@@ -157,6 +156,16 @@ def test_rows_are_each_alone(case):
             searched(case, search, rows), map(together.__getitem__, rows), strict=True
         ):
             assert text == expected and score == pytest.approx(value, abs=2e-5)
+
+
+def test_a_row_of_fewer_tokens_is_as_where_all_have_so_few():
+    """Also one that has not ended then, while others go on."""
+    limits = (3, 5, 6)
+    found = searched("encoder-decoder", BeamSearch(4, 3.0), limits=limits)
+    assert len(found[0][0]) == 3 < len(found[1][0])
+    for row, limit in enumerate(limits):
+        text, score = by_hand("encoder-decoder", row, 4, 3.0, new=limit)
+        assert found[row][0] == text and found[row][1] == pytest.approx(score, abs=2e-5)
 
 
 def test_one_token_is_the_likeliest_or_the_end():
