@@ -95,14 +95,16 @@ MOST_SPECIAL = 100_000
 
 
 def expanded(special_tokens: tuple[str, ...]) -> tuple[str, ...]:
-    """The tokens one by one: `<x_{0..2}>` is `<x_0>`, `<x_1>` and `<x_2>`."""
+    """The tokens one by one: `<x_{0..2}>` is `<x_0>`, `<x_1>` and `<x_2>`, and `<x_{2..0}>` the same from the last."""
     found: list[str] = []
     for token in special_tokens:
         span = RANGE.search(token)
         if span is None:
             found.append(token)
         else:
-            numbers = range(int(span[1]), min(int(span[2]), int(span[1]) + MOST_SPECIAL) + 1)
+            first, last = int(span[1]), int(span[2])
+            step = 1 if first <= last else -1
+            numbers = range(first, last + step, step)[: MOST_SPECIAL + 1]
             found += [f"{token[: span.start()]}{number}{token[span.end() :]}" for number in numbers]
     return tuple(found)
 

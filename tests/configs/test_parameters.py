@@ -17,7 +17,16 @@ PUBLISHED = Path(__file__).parent / "golden" / "parameters.txt"
 COUNTS = [line.split() for line in PUBLISHED.read_text().splitlines() if line and not line.startswith("#")]
 FAST = (
     *("bert:base-chinese", "gpt2:124m", "gpt3:1.3b", "gpt3:13b", "llama:2-70b", "llama:smollm2-135m"),
-    *("qwen:2-0.5b", "qwen:3-8b", "mistral:7b-v0.1", "gemma:1-7b", "gemma:2-27b", "gemma:3-270m"),
+    *(
+        "t5:11b",
+        "t5:1.1-xxl",
+        "qwen:2-0.5b",
+        "qwen:3-8b",
+        "mistral:7b-v0.1",
+        "gemma:1-7b",
+        "gemma:2-27b",
+        "gemma:3-270m",
+    ),
 )
 PRE_TRAINING = ("head_transform", "head_bias", "heads/next_sentence")  # what BERT's published counts leave out
 

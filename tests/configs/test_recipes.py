@@ -29,6 +29,10 @@ SIZES = {
         *("debug", "debug-2", "debug-1", "1-2b", "1-7b", "2-2b", "2-9b", "2-27b"),
         *("3-270m", "3-1b", "3-4b", "3-12b", "3-27b"),
     ],
+    "t5": [
+        *("debug", "debug-1.1", "small", "base", "large", "3b", "11b"),
+        *("1.1-small", "1.1-base", "1.1-large", "1.1-xl", "1.1-xxl"),
+    ],
 }
 SPECS = [(name, size) for name, sizes in SIZES.items() for size in sizes]
 
@@ -49,13 +53,13 @@ def test_every_recipe_is_tested():
 
 DECODERS = ("llama", "mistral", "qwen", "gemma")
 MODEL_TYPES = {
-    **{name: name for name in ("gpt2", "llama", "mistral")},
+    **{name: name for name in ("gpt2", "llama", "mistral", "t5")},
     **{f"qwen:{generation}": f"qwen{generation}" for generation in "23"},
     **{"gemma:1": "gemma", "gemma:2": "gemma2", "gemma:3": "gemma3_text"},
 }
 
 
-@pytest.mark.parametrize(("name", "size"), [spec for spec in SPECS if spec[0] in ("gpt2", *DECODERS)])
+@pytest.mark.parametrize(("name", "size"), [spec for spec in SPECS if spec[0] in ("gpt2", *DECODERS, "t5")])
 def test_a_size_is_one_of_its_published_family(name, size):
     """Its config.json can be written, and says the same model."""
     generation = {"debug": "3", "debug-1": "1", "debug-2": "2"}.get(size, size[0])

@@ -148,6 +148,7 @@ def test_what_is_there_already_and_too_many_are_refused():
 def test_a_range_is_spelt_out():
     assert tokenizer_config.expanded(("<a>", "<extra_id_{0..99}>"))[:3] == ("<a>", "<extra_id_0>", "<extra_id_1>")
     assert len(tokenizer_config.expanded(("<extra_id_{0..99}>",))) == 100
+    assert tokenizer_config.expanded(("<extra_id_{99..0}>",)) == tuple(f"<extra_id_{i}>" for i in range(99, -1, -1))
     assert tokenizer_config.expanded(("[{8..11}]",)) == ("[8]", "[9]", "[10]", "[11]")
 
 
