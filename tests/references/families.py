@@ -75,11 +75,28 @@ T5 = {
     "layer_norm_epsilon": 0.02,
     "decoder_start_token_id": 0,
 }
-BERT_OUTPUTS = {
-    "BertForPreTraining": ("logits", "next_sentence"),
-    "BertForQuestionAnswering": ("spans",),
-    "BertForSequenceClassification": ("sequence",),
-    "BertForTokenClassification": ("token",),
+DEBERTA = {
+    **BERT,
+    "relative_attention": True,
+    "position_biased_input": False,
+    "pos_att_type": "c2p|p2c",
+    "max_relative_positions": 5,
+}
+DEBERTA2 = {
+    **DEBERTA,
+    "share_att_key": True,
+    "norm_rel_ebd": "layer_norm",
+    "position_buckets": 6,
+    "max_relative_positions": 10,
+    "pos_att_type": "p2c|c2p",
+}
+# By what an encoder's class is for, our names of its outputs.
+ENCODER_OUTPUTS = {
+    "PreTraining": ("logits", "next_sentence"),
+    "MaskedLM": ("logits",),
+    "QuestionAnswering": ("spans",),
+    "SequenceClassification": ("sequence",),
+    "TokenClassification": ("token",),
 }
 
 
@@ -94,7 +111,7 @@ class Case:
 
     @property
     def encoder(self) -> bool:
-        return self.architecture.startswith("Bert")
+        return self.architecture.startswith(("Bert", "Deberta"))
 
     @property
     def encoder_decoder(self) -> bool:
@@ -103,7 +120,7 @@ class Case:
     @property
     def outputs(self) -> tuple[str, ...]:
         """The outputs compared, by our names; `logits` are those over the vocabulary."""
-        return BERT_OUTPUTS.get(self.architecture, ("logits",))
+        return ENCODER_OUTPUTS[self.architecture.partition("For")[2]] if self.encoder else ("logits",)
 
     @property
     def pretrained(self) -> bool:
@@ -113,6 +130,8 @@ class Case:
 
 # Without rotary positions a key's bias adds the same to all scores of a query, which softmax takes out.
 UNSEEN = ("self.key.bias",)
+# With positions as keys alone, neither does a bias of all positions.
+UNSEEN_ALONE = ("self.key_proj.bias", "encoder.LayerNorm.bias")
 CASES = {
     "gpt2": Case("GPT2LMHeadModel", GPT2),
     "gpt_neo": Case(
@@ -201,6 +220,16 @@ CASES = {
     "bert_qa": Case("BertForQuestionAnswering", BERT, dead=UNSEEN),
     "bert_sequence": Case("BertForSequenceClassification", {**BERT, "num_labels": 3}, dead=UNSEEN),
     "bert_token": Case("BertForTokenClassification", {**BERT, "num_labels": 5}, dead=UNSEEN),
+    "deberta_v1": Case("DebertaForMaskedLM", {**DEBERTA, "type_vocab_size": 2}),
+    "deberta_v1_lm_head": Case("DebertaForMaskedLM", {**DEBERTA, "legacy": False, "pos_att_type": ["p2c"]}),
+    "deberta_v1_sequence": Case("DebertaForSequenceClassification", {**DEBERTA, "num_labels": 3}),
+    "deberta_v2": Case("DebertaV2ForMaskedLM", {**DEBERTA2, "conv_kernel_size": 3, "conv_act": "gelu"}),
+    "deberta_v2_token": Case("DebertaV2ForTokenClassification", {**DEBERTA2, "conv_kernel_size": 5, "num_labels": 5}),
+    "deberta_v3": Case("DebertaV2ForMaskedLM", {**DEBERTA2, "legacy": False}),
+    "deberta_v3_qa": Case("DebertaV2ForQuestionAnswering", {**DEBERTA2, "pos_att_type": ["c2p"]}, dead=UNSEEN_ALONE),
+    "deberta_v3_sequence": Case(
+        "DebertaV2ForSequenceClassification", {**DEBERTA2, "num_labels": 3, "pooler_hidden_act": "tanh"}
+    ),
 }
 
 
@@ -260,9 +289,9 @@ def build(case: Case, seed: int = 0):
         noise = generator.standard_normal(tuple(parameter.shape))
         if name == "shared.weight":  # T5's, which its logits scale down
             value = noise
-        elif parameter.ndim == 2:
+        elif parameter.ndim >= 2:
             embeds = "embed" in name or ".wte." in name or ".wpe." in name
-            value = noise * (0.5 if embeds else parameter.shape[1] ** -0.5)
+            value = noise * (0.5 if embeds else parameter[0].numel() ** -0.5)
         elif name.endswith("bias") or case.unit_offset:
             value = 0.3 * noise
         else:

@@ -25,10 +25,31 @@ NEO = {"vocab_size": 100, "hidden_size": 32, "num_layers": 4, "num_heads": 4}
 MISTRAL = {"model_type": "mistral", **SIZES, "num_key_value_heads": 2}
 GEMMA3 = {"model_type": "gemma3_text", **SIZES, "num_key_value_heads": 1}
 T5 = {"vocab_size": 100, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_heads": 4, "num_layers": 2}
+DEBERTA = {
+    **SIZES,
+    "relative_attention": True,
+    "position_biased_input": False,
+    "pos_att_type": "c2p|p2c",
+    "max_relative_positions": -1,
+    "layer_norm_eps": 1e-7,
+    "type_vocab_size": 0,
+}
+DEBERTA2 = {
+    **DEBERTA,
+    "model_type": "deberta-v2",
+    "position_buckets": 256,
+    "norm_rel_ebd": "layer_norm",
+    "share_att_key": True,
+    "pooler_hidden_act": "gelu",
+}
 # What the published files say, and what they leave to defaults.
 PUBLISHED = {
     "bert": {"model_type": "bert", **SIZES, "hidden_act": "gelu", "pad_token_id": 0},
     "bert, tanh": {"model_type": "bert", **SIZES, "hidden_act": "gelu_new", "layer_norm_eps": 1e-5},
+    "deberta": {**DEBERTA, "model_type": "deberta", "padding_idx": 0},
+    "deberta, list": {**DEBERTA, "model_type": "deberta", "pos_att_type": ["c2p"], "max_relative_positions": 64},
+    "deberta-v2": {**DEBERTA2, "conv_kernel_size": 3, "conv_act": "gelu", "attention_head_size": 8},
+    "deberta-v3": {**DEBERTA2, "pos_att_type": "p2c|c2p", "pooler_dropout": 0},
     "gpt2": {"model_type": "gpt2", **GPT2, "n_ctx": 64, "n_positions": 64},
     "gpt2, inner": {"model_type": "gpt2", **GPT2, "n_inner": 40, "activation_function": "gelu"},
     "gpt_neo": {"model_type": "gpt_neo", **NEO, "attention_types": [[["global", "local"], 2]], "window_size": 8},

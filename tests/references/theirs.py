@@ -16,10 +16,10 @@ def outputs(case: Case, model, batch: dict) -> dict:
 
 
 def read(case: Case, found) -> dict:
-    match case.architecture:
-        case "BertForPreTraining":
+    match case.outputs:
+        case ("logits", "next_sentence"):
             tensors = found.prediction_logits, found.seq_relationship_logits
-        case "BertForQuestionAnswering":
+        case ("spans",):
             tensors = (torch.stack([found.start_logits, found.end_logits], dim=-1),)
         case _:
             tensors = (found.logits,)
