@@ -18,6 +18,8 @@ COUNTS = [line.split() for line in PUBLISHED.read_text().splitlines() if line an
 FAST = (
     *("bert:base-chinese", "gpt2:124m", "gpt3:1.3b", "gpt3:13b", "llama:2-70b", "llama:smollm2-135m"),
     *(
+        "deberta:v1-base",
+        "deberta:v2-xxlarge",
         "t5:11b",
         "t5:1.1-xxl",
         "qwen:2-0.5b",
@@ -28,7 +30,8 @@ FAST = (
         "gemma:3-270m",
     ),
 )
-PRE_TRAINING = ("head_transform", "head_bias", "heads/next_sentence")  # what BERT's published counts leave out
+# What the published counts of encoders leave out.
+PRE_TRAINING = ("head_transform", "head_bias", "heads/next_sentence", "mask_decoder")
 
 
 def count(model: Model) -> int:

@@ -7,7 +7,7 @@ import pytest
 from data import settings
 from data.config import missing_inputs
 from data.errors import ConfigError
-from model.hub.families import FAMILIES, from_config, to_config
+from model.hub.families import FAMILIES, canonical, from_config, to_config
 from train.checks import check_devices, load
 
 ROOT = Path(__file__).parents[2]
@@ -28,6 +28,10 @@ SIZES = {
     "gemma": [
         *("debug", "debug-2", "debug-1", "1-2b", "1-7b", "2-2b", "2-9b", "2-27b"),
         *("3-270m", "3-1b", "3-4b", "3-12b", "3-27b"),
+    ],
+    "deberta": [
+        *("debug", "debug-2", "v1-base", "v1-large", "v2-xlarge", "v2-xxlarge"),
+        *("v3-xsmall", "v3-small", "v3-base", "v3-large"),
     ],
     "t5": [
         *("debug", "debug-1.1", "small", "base", "large", "3b", "11b"),
@@ -67,6 +71,14 @@ def test_a_size_is_one_of_its_published_family(name, size):
     config = loaded(name, size)
     written = to_config(config.model, FAMILIES[model_type], config.data.length)
     assert written["model_type"] == model_type and from_config(written).num_layers == config.model.num_layers
+
+
+@pytest.mark.parametrize("size", [size for size in SIZES["deberta"] if not size.startswith("v3")])
+def test_a_size_is_one_of_its_version_of_deberta(size):
+    config = loaded("deberta", size).model
+    model_type = "deberta" if size == "debug" or size.startswith("v1") else "deberta-v2"
+    written = to_config(config, FAMILIES[model_type], 512)
+    assert canonical(from_config(written)) == canonical(config)
 
 
 @pytest.mark.parametrize(("name", "size"), SPECS)
