@@ -27,6 +27,8 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 DEBUG = (
     "bert:debug",
+    "deberta:debug",
+    "deberta:debug-2",
     "gpt2:debug",
     "gpt3:debug",
     "llama:debug",
@@ -36,6 +38,8 @@ DEBUG = (
     "gemma:debug",
     "gemma:debug-2",
     "gemma:debug-1",
+    "t5:debug",
+    "t5:debug-1.1",
 )
 DECODERS = [spec for spec in DEBUG if not spec.startswith(("bert", "deberta"))]
 specs = pytest.mark.parametrize("spec", DEBUG)
