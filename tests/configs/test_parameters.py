@@ -22,6 +22,8 @@ FAST = (
         "deberta:v2-xxlarge",
         "t5:11b",
         "t5:1.1-xxl",
+        "gshard:2048e-36l",
+        "switch:base-8",
         "qwen:2-0.5b",
         "qwen:3-8b",
         "mistral:7b-v0.1",

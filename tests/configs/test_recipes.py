@@ -37,6 +37,8 @@ SIZES = {
         *("debug", "debug-1.1", "small", "base", "large", "3b", "11b"),
         *("1.1-small", "1.1-base", "1.1-large", "1.1-xl", "1.1-xxl"),
     ],
+    "gshard": ["debug", "2048e-36l", "2048e-12l", "512e-36l", "512e-12l", "128e-36l", "128e-12l"],
+    "switch": ["debug", "base-8", "base-16", "base-32", "base-64", "base-128", "base-256", "large-128"],
 }
 SPECS = [(name, size) for name, sizes in SIZES.items() for size in sizes]
 
