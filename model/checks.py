@@ -212,7 +212,9 @@ def _check_between(config: Model) -> list[tuple[str, str]]:
     """What DeBERTa's convolution and mask decoder, which stand between layers, cannot be joined with."""
     attention, heads = config.attention, config.heads
     passes, convolved = config.mask_decoder_passes, config.convolution.size > 0
-    others = (heads.pooler, heads.next_sentence, heads.spans, heads.sequence_classes, heads.token_classes)
+    decoded = config.generator_layers or config.num_layers  # layers of the model that predicts masked tokens
+    classes = (heads.sequence_classes, heads.token_classes)
+    others = (heads.pooler, heads.next_sentence, heads.spans, heads.replaced, *classes)
     checks = (
         (
             convolved and config.convolution.size % 2 == 0,
@@ -231,9 +233,9 @@ def _check_between(config: Model) -> list[tuple[str, str]]:
             f"has {len(config.pattern)} entries, must have one where there is a convolution or a mask decoder",
         ),
         (
-            convolved and passes > 0 and config.num_layers < 2,
-            "num_layers",
-            f"is {config.num_layers}, must be at least 2: one before the convolution, and one for the mask decoder",
+            convolved and passes > 0 and decoded < 2,
+            "generator_layers" if config.generator_layers else "num_layers",
+            f"is {decoded}, must be at least 2: one before the convolution, and one for the mask decoder",
         ),
         (
             passes > 0 and config.norm.placement != "post",

@@ -1,4 +1,5 @@
-"""Heads that read the final hidden states: the pooler, classifiers, answer spans (Devlin et al. 2018, section 3).
+"""Heads that read the final hidden states: the pooler, classifiers, answer spans (Devlin et al. 2018, section 3), and
+that of replaced tokens.
 
 Sizes in names: B batch, L length, D embed_dim. Logits are float32.
 """
@@ -35,6 +36,21 @@ class Transform(nn.Module):
         return Norm(self.config.norm, name="norm")(ACTIVATIONS[self.config.feed_forward.activation](x))
 
 
+class Replaced(nn.Module):
+    """DeBERTa v3's logit that a token is not the text's: of its state and of that of its text's first token."""
+
+    config: cfg.Model
+
+    @nn.compact
+    def __call__(self, hidden_BxLxD, first_BxLxD):
+        """`[B, L]`, float32: a norm of the sum, a projection, the feed-forward's activation, a projection."""
+        config = self.config
+        x_BxLxD = Norm(config.norm, name="norm")(hidden_BxLxD + first_BxLxD)
+        x_BxLxD = dense(config, ("hidden", config.embed_dim), "dense")(x_BxLxD)
+        x_BxLxD = ACTIVATIONS[config.feed_forward.activation](x_BxLxD)
+        return dense(config, ("classes", 1), "output")(x_BxLxD)[..., 0].astype(jnp.float32)
+
+
 class Heads(nn.Module):
     """Those of `config.heads`; each exists where the configuration has it."""
 
@@ -53,6 +69,8 @@ class Heads(nn.Module):
             self.sequence = project(("classes", heads.sequence_classes))
         if heads.token_classes:
             self.token = project(("classes", heads.token_classes))
+        if heads.replaced:
+            self.replaced = Replaced(self.config)
 
     def pooled(self, hidden_BxLxD):
         """`[B, D]` of each row's first token: its projection, activated, or itself where there is no pooler."""
@@ -75,8 +93,12 @@ class Heads(nn.Module):
         """`[B, L, classes]`."""
         return self.token(hidden_BxLxD).astype(jnp.float32)
 
+    def replaced_logits(self, hidden_BxLxD, first_BxLxD):
+        """`[B, L]`: that a token is not the text's. `first_BxLxD`: of each token, the state of its text's first."""
+        return self.replaced(hidden_BxLxD, first_BxLxD)
+
     def all(self, hidden_BxLxD) -> dict:
-        """Every configured head's output by name."""
+        """Every configured head's output by name, of rows that hold one text each."""
         heads, found = self.config.heads, {}
         if heads.pooler:
             found["pooled"] = self.pooled(hidden_BxLxD)
@@ -88,4 +110,8 @@ class Heads(nn.Module):
             found["sequence"] = self.sequence_logits(self.pooled(hidden_BxLxD))
         if heads.token_classes:
             found["token"] = self.token_logits(hidden_BxLxD)
+        if heads.replaced:
+            found["replaced"] = self.replaced_logits(
+                hidden_BxLxD, jnp.broadcast_to(hidden_BxLxD[:, :1], hidden_BxLxD.shape)
+            )
         return found

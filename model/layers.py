@@ -67,12 +67,14 @@ class Norm(nn.Module):
     axis: str = "norm"  # logical name of the normalised axis
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x, change=None):
+        """The norm of x; `change`, float32 of its shape or None, is added to what is normalised, before the scale."""
         config, size, dtype = self.config, x.shape[-1], x.dtype
         x = x.astype(jnp.float32)
         if config.name == "layernorm":
             x = x - jnp.mean(x, axis=-1, keepdims=True)
         x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + config.epsilon)
+        x = x if change is None else x + change
         offset = 1.0 if config.unit_offset else 0.0
         declaration = Declaration((size,), (self.axis,), "scale")
         scale_D = declare(self, "scale", declaration, constant(1.0 - offset)) + offset
@@ -105,8 +107,11 @@ class Embedding(nn.Module):
         if config.embedding_norm:
             self.norm = Norm(config.norm)
 
-    def __call__(self, batch: dict):
-        """Activations `[B, L, D]` in the compute dtype, of `tokens`, `positions` and, if configured, `token_types`."""
+    def __call__(self, batch: dict, change=None):
+        """Activations `[B, L, D]` in the compute dtype, of `tokens`, `positions` and, if configured, `token_types`.
+
+        `change`, float32 `[B, L, D]` or None, is added where `config.embedding_norm` normalises, before its scale.
+        """
         config = self.config
         x_BxLxD = self.look_up(self.token, "vocab", batch["tokens"])
         if config.embedding_scale is not None:
@@ -118,7 +123,7 @@ class Embedding(nn.Module):
         if config.token_types:
             x_BxLxD = x_BxLxD + self.look_up(self.token_type, "token_types", batch["token_types"])
         if config.embedding_norm:
-            x_BxLxD = self.norm(x_BxLxD)
+            x_BxLxD = self.norm(x_BxLxD, change)
         return x_BxLxD.astype(config.dtype)
 
     def look_up(self, table, axis: str, ids_BxL):

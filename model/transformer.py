@@ -96,7 +96,7 @@ class Transformer(nn.Module):
             declaration = Declaration((config.padded_vocab_size,), ("vocab",), "bias")
             self.head_bias = declare(self, "head_bias", declaration, constant(0.0))
 
-    def __call__(self, batch: dict, key=None, cache: dict | None = None, row_keys=None):
+    def __call__(self, batch: dict, key=None, cache: dict | None = None, row_keys=None, change=None):
         """Final hidden states of `batch` (`tokens`, `positions`, `segment_ids`, int32 `[B, L]`).
 
         With `config.token_types` the batch holds `token_types` too, with `config.attention.prefix` `order`: a token
@@ -104,7 +104,8 @@ class Transformer(nn.Module):
         `source_positions`, `source_segment_ids`, int32 `[B, S]`: a token sees the source of its segment.
 
         Returns (`[B, L, D]` in the compute dtype, aux, cache). `key` draws all dropout, None: none; `row_keys`, a key
-        for each row, what routing draws, None: nothing. aux holds, for `decoder` and `encoder`, the sums that their
+        for each row, what routing draws, None: nothing. `change`, float32 `[B, L, D]` or None, is added to embeddings
+        that their norm has normalised, before its scale. aux holds, for `decoder` and `encoder`, the sums that their
         layers give by name, `[layers that give any]` each. `cache` is None or what `model.generate.empty_cache` makes,
         in which `model.generate.read_source` has put the source; then `batch` holds the tokens that follow it.
         """
@@ -123,7 +124,7 @@ class Transformer(nn.Module):
             prefixes = cache["prefix"] if ordered else None
             shared = shared._replace(lengths=cache["length"], prefixes=prefixes)
             keys = slots(cache["k"].shape[1], cache["k"].shape[3])
-        x_BxLxD, aux["decoder"], cache = self.run(config, "", self.embedding(batch), shared, keys, key, cache)
+        x_BxLxD, aux["decoder"], cache = self.run(config, "", self.embedding(batch, change), shared, keys, key, cache)
         if self.is_initializing():  # what is not called has no parameters
             self.heads.all(x_BxLxD)
             self.output(x_BxLxD)

@@ -11,7 +11,7 @@ import data.config
 import model.checks
 from data import settings, tokenizer_config
 from data.errors import ConfigError
-from data.objective_config import MaskedObjective
+from data.objective_config import MaskedObjective, ReplacedTokenObjective
 from data.schema import BELOW_ONE, COUNT, NOT_NEGATIVE, POSITIVE, SHARE, Rule, refusals, split_duration
 from train.config import Config, Duration, Group, Mesh
 from train.duration import to_steps
@@ -118,7 +118,7 @@ def _check_shapes(config: Config) -> list[tuple[str, str]]:
     ids = tokenizer_config.vocabulary(tokenizer)
     objective, decoded = config.data.objective, target_length(config)
     predicted = ("data.length" if decoded == length else "a decoder's row of", decoded)
-    if isinstance(objective, MaskedObjective):
+    if isinstance(objective, MaskedObjective | ReplacedTokenObjective):
         predicted = ("data.objective.max_predictions", objective.max_predictions)
     checks = (
         (

@@ -21,9 +21,10 @@ import time
 import jax
 import jax.numpy as jnp
 
-from data.objective_config import MaskedObjective, QaObjective
+from data.objective_config import MaskedObjective, QaObjective, ReplacedTokenObjective
 from model.config import Model
 from model.parameters import Declaration, path_name
+from model.replaced import DISCRIMINATOR, GENERATOR, discriminator, generator
 from train.config import Config
 from train.objective_checks import target_length
 
@@ -55,8 +56,8 @@ def flops_per_token(
 ) -> float:
     """FLOPs of a forward and backward pass for each input position of rows of `length`, a decoder's beside an encoder.
 
-    `predictions` of a row's positions have logits over the vocabulary, None: all. Other heads read one a row. An
-    encoder beside a decoder reads `source_length` tokens a row.
+    `predictions` of a row's positions have logits over the vocabulary, None: all. Other heads read one a row, but that
+    of replaced tokens all. An encoder beside a decoder reads `source_length` tokens a row.
     """
     predicted = (length if predictions is None else predictions) / length
     shares = {"head": predicted, "head_transform": predicted, "heads": 1 / length}
@@ -66,6 +67,7 @@ def flops_per_token(
         if leaf.kind == "kernel":
             name = path_name(path)
             share = read if READ.search(name) else shares.get(name.split("/")[0], 1.0)
+            share = 1.0 if name.startswith("heads/replaced/") else share
             active = model.experts.top_k / model.experts.num_experts if "experts" in leaf.axes else 1.0
             kernels += math.prod(leaf.shape) * share * active
     layers = [model.pattern[index % len(model.pattern)] for index in range(model.num_layers)]
@@ -77,11 +79,15 @@ def flops_per_token(
 
 def of_training(config: Config, declarations) -> float:
     """`flops_per_token` of a run under its objective."""
-    objective = config.data.objective
+    objective, model = config.data.objective, config.model
+    if isinstance(objective, ReplacedTokenObjective):
+        length, predictions = config.data.length, objective.max_predictions
+        made = flops_per_token(generator(model), declarations[GENERATOR], length, predictions)
+        return made + flops_per_token(discriminator(model), declarations[DISCRIMINATOR], length, predictions=0)
     predictions = objective.max_predictions if isinstance(objective, MaskedObjective) else None
     predictions = 0 if isinstance(objective, QaObjective) else predictions
-    source_length = config.data.length if config.model.encoder_layers else 0
-    return flops_per_token(config.model, declarations, target_length(config), predictions, source_length)
+    source_length = config.data.length if model.encoder_layers else 0
+    return flops_per_token(model, declarations, target_length(config), predictions, source_length)
 
 
 def keys_seen(length: int, window: int | None) -> float:

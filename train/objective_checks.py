@@ -19,7 +19,14 @@ from train.config import Config
 
 def check_objective(config: Config) -> list[tuple[str, str]]:
     """Whether the model can learn what the objective asks, and reads what its batches hold."""
-    checks = (*_stacks(config), *_visibility(config), *_inputs_and_heads(config), *_groups_of_experts(config))
+    checks = (
+        *_stacks(config),
+        *_generators(config),
+        *_visibility(config),
+        *_inputs_and_heads(config),
+        *_groups_of_experts(config),
+        *_sift(config),
+    )
     return [(key, clash) for bad, key, clash in checks if bad]
 
 
@@ -41,10 +48,49 @@ def _stacks(config: Config) -> tuple[tuple[bool, str, str], ...]:
             f"is {layers}, but batches of data.objective {objective.name} hold no sources; set it to 0"
             + (", or data.objective.arrangement=encoder_decoder" if arranged else ""),
         ),
+    )
+
+
+def _generators(config: Config) -> tuple[tuple[bool, str, str], ...]:
+    """(whether it clashes, key, clash) of a generator without replaced tokens to make, and the reverse."""
+    model, detects = config.model, isinstance(config.data.objective, ReplacedTokenObjective)
+    return (
         (
-            isinstance(objective, ReplacedTokenObjective),
-            "data.objective.name",
-            "is replaced_token, but this version trains no generator beside a discriminator; masked trains an encoder",
+            detects and not model.generator_layers,
+            "model.generator_layers",
+            "is 0, but data.objective replaced_token needs a generator of the tokens to find; set it to the number of "
+            "its layers, such as half of model.num_layers, and model.heads.replaced to true",
+        ),
+        (
+            model.generator_layers > 0 and not detects,
+            "model.generator_layers",
+            f"is {model.generator_layers}, but data.objective {config.data.objective.name} has nothing to replace; set "
+            "it to 0, or data.objective.name=replaced_token",
+        ),
+        (
+            detects and model.experts.name != "none",
+            "model.experts.name",
+            f"is {model.experts.name}, but data.objective replaced_token trains two models without experts; set it to "
+            "none",
+        ),
+    )
+
+
+def _sift(config: Config) -> tuple[tuple[bool, str, str], ...]:
+    """(whether it clashes, key, clash) of SiFT where there are no outputs or no embeddings for it."""
+    coefficient, objective = config.train.sift.coefficient, config.data.objective
+    return (
+        (
+            coefficient > 0 and not isinstance(objective, MaskedObjective | QaObjective),
+            "train.sift.coefficient",
+            f"is {coefficient:g}, but SiFT regularises an encoder under data.objective masked or qa, and not under "
+            f"{objective.name}; set it to 0",
+        ),
+        (
+            coefficient > 0 and not config.model.embedding_norm,
+            "train.sift.coefficient",
+            f"is {coefficient:g}, but SiFT changes embeddings that a norm has normalised, and model.embedding_norm is "
+            "false; set that to true, or train.sift.coefficient to 0",
         ),
     )
 

@@ -9,7 +9,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from train.optim import Optimizer, clip_by_global_norm, merge
+from train.optim import Optimizer, clip_by_global_norm, global_norm, merge
 from train.state import State
 from train.task import Task
 
@@ -38,24 +38,35 @@ class Step:
         parameters, optimizer state and average are the old ones bit for bit, and `skipped` + 1.
 
         Returns float32 scalars beside the state: the task's metrics over the global batch, `grad_norm`
-        (before clipping), `learning_rate`; int32 `targets` (the batch's tokens, as the task counts them) and
-        `skipped`.
+        (before clipping; of each branch, too, where the task has any), `learning_rate`; int32 `targets` (the
+        batch's tokens, as the task counts them) and `skipped`.
         """
         objective, metrics, grads = self.gradients(state, batch)
-        grads, norm = clip_by_global_norm(grads, self.clip_norm)
+        grads, norms = self.clipped(grads)
         rate = self.schedule(state.step)
         params, opt_state = self.optimizer.update(grads, state.opt_state, state.params, rate)
         ema = state.ema
         if self.ema_decay is not None:
             decay = jnp.float32(self.ema_decay)
             ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, ema, params)
-        finite = jnp.isfinite(objective) & jnp.isfinite(norm)
+        finite = jnp.isfinite(objective) & jnp.isfinite(norms["grad_norm"])
         new, old = (params, opt_state, ema), (state.params, state.opt_state, state.ema)
         params, opt_state, ema = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, old)
         skipped = state.skipped + jnp.where(finite, 0, 1).astype(jnp.int32)
         state = State(params, state.frozen, opt_state, ema, state.step + 1, skipped)
         counts = {"targets": self.task.tokens(batch), "skipped": skipped}
-        return state, {**metrics, "grad_norm": norm, "learning_rate": rate, **counts}
+        return state, {**metrics, **norms, "learning_rate": rate, **counts}
+
+    def clipped(self, grads) -> tuple[dict, dict]:
+        """(gradients, clipped as one or each branch of the task by itself; norms before that, by name in the log)."""
+        if not self.task.branches:
+            grads, norm = clip_by_global_norm(grads, self.clip_norm)
+            return grads, {"grad_norm": norm}
+        norms = {"grad_norm": global_norm(grads)}
+        for branch in (name for name in self.task.branches if name in grads):  # not one that is frozen
+            part, norms[f"grad_norm/{branch}"] = clip_by_global_norm(grads[branch], self.clip_norm)
+            grads = {**grads, branch: part}
+        return grads, norms
 
     def gradients(self, state: State, batch: dict):
         """(loss, metrics, gradient of the loss) over the global batch, whatever its division."""
@@ -67,7 +78,8 @@ class Step:
             whole = merge(params, state.frozen)
             terms, metrics = self.task.sums(whole, micro_batch[0], self.key(state.step, index), micro_batch[1])
             loss = sum(self.task.coefficients[term] * terms[term] * shares[term] for term in terms)
-            return loss, {name: metrics[name] * shares[term] for name, term in self.task.metrics.items()}
+            names = self.task.metrics | self.task.training_metrics
+            return loss, {name: metrics[name] * shares[term] for name, term in names.items()}
 
         differentiate = jax.value_and_grad(loss_of, has_aux=True)
         if self.accumulate == 1:

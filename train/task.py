@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import flax.linen as nn
@@ -11,9 +11,13 @@ import jax
 import jax.numpy as jnp
 
 from data.objectives import Spec, batch_spec
-from model.ops.cross_entropy import fused, logits
+from model.ops.cross_entropy import fused
+from model.replaced import BRANCHES
 from model.transformer import Transformer, identity, initialise
+from train import sift
 from train.config import Config
+from train.predictions import metrics_of, predicted, real_rows
+from train.replaced import ReplacedTokens
 from train.routing import Routing
 
 Sums = dict[str, jax.Array]  # float32 scalars by name
@@ -46,6 +50,8 @@ class Task:
     sums: Callable[[dict, dict, jax.Array | None, jax.Array | None], tuple[Sums, Sums]]
     coefficients: dict[str, float]  # {term: coefficient}
     metrics: dict[str, str]  # {metric: the term whose weight divides it}
+    training_metrics: dict[str, str] = field(default_factory=dict)  # of these, what no evaluation gives
+    branches: tuple[str, ...] = ()  # top-level keys of parameters whose gradients are clipped apart; empty: as one
     dropout: bool = False  # whether `sums` draws from its key
     draws_by_row: bool = False  # whether it draws from the keys of rows
     tokens: Callable[[dict], jax.Array] = weighted  # batch -> what the log counts as its tokens, int32
@@ -100,37 +106,37 @@ def masked(config: Config, constrain: Callable = identity) -> Task:
     The term `masked` is cross entropy over the predicted positions alone, whose hidden states are gathered
     before any logits are made; `next_sentence` is cross entropy over rows. BERT adds them as they are.
     """
-    model = Transformer(config.model, constrain)
-    z_loss, chunks, pairs = config.train.z_loss, config.train.loss_chunks, config.data.objective.next_sentence
-    smoothing, routing = config.train.label_smoothing, Routing(config.model)
+    model, train, routing = Transformer(config.model, constrain), config.train, Routing(config.model)
+    pairs = config.data.objective.next_sentence
 
     def weights(batch):
         found = {"masked": jnp.sum(batch["weights"])} | routing.weights(batch)
         return found | ({"next_sentence": jnp.sum(real_rows(batch))} if pairs else {})
 
     def sums(params, batch, key, row_keys=None):
-        def run(model):
-            hidden_BxLxD, aux, _ = model(batch, key, row_keys=row_keys)
-            places_BxPx1 = batch["masked_positions"][..., None]
-            hidden_BxPxD = jnp.take_along_axis(hidden_BxLxD, places_BxPx1, axis=1)
-            # On their rows as all activations are: JAX 0.10's partitioner has mixed up rows that lay otherwise.
-            hidden_BxPxD = model.output(constrain(hidden_BxPxD, ("batch", "predictions", "activation_embed")))
-            unembedding, rule = model.unembedding(), model.logit_rule
-            targets, weights = batch["targets"], batch["weights"]
-            objective, found = fused(hidden_BxPxD, unembedding, targets, weights, rule, z_loss, chunks, smoothing)
-            predicted_BxP = jnp.argmax(logits(hidden_BxPxD, unembedding, rule), axis=-1)
-            terms = {"masked": objective} | routing.terms(aux)
-            hits = jnp.sum(weights * (predicted_BxP == targets))
-            metrics = {"loss": found["nll"], "masked_accuracy": hits} | routing.values(aux)
+        def run(model, change=None):
+            hidden_BxLxD, aux, _ = model(batch, key, row_keys=row_keys, change=change)
+            objective, metrics, logits_BxPxV = predicted(model, hidden_BxLxD, batch, train, constrain)
+            terms, metrics = {"masked": objective} | routing.terms(aux), metrics | routing.values(aux)
             if pairs:
                 logits_Bx2 = model.heads.next_sentence_logits(hidden_BxLxD)
                 terms["next_sentence"], hits = classified(logits_Bx2, batch["next_sentence"], real_rows(batch))
                 metrics |= {"next_sentence_loss": terms["next_sentence"], "next_sentence_accuracy": hits}
-            return terms, metrics | ({"z_loss": found["z"]} if z_loss else {})
+            return terms, metrics, logits_BxPxV
 
-        return nn.apply(run, model)({"params": params})
+        terms, metrics, logits_BxPxV = nn.apply(run, model)({"params": params})
+        if train.sift.coefficient and row_keys is not None:
 
-    metrics = {"loss": "masked", "masked_accuracy": "masked"} | routing.metrics()
+            def outputs(params, change):
+                return nn.apply(run, model)({"params": params}, change)[2]
+
+            shape = (batch["tokens"].shape[1], config.model.embed_dim)
+            found = sift.penalty(train.sift, outputs, params, logits_BxPxV, batch["weights"], row_keys, shape)
+            terms["masked"] = terms["masked"] + train.sift.coefficient * found
+            metrics["sift"] = found
+        return terms, metrics
+
+    metrics = dict.fromkeys(metrics_of(train), "masked") | routing.metrics()
     if pairs:
         metrics |= dict.fromkeys(("next_sentence_loss", "next_sentence_accuracy"), "next_sentence")
     return Task(
@@ -139,9 +145,32 @@ def masked(config: Config, constrain: Callable = identity) -> Task:
         weights=weights,
         sums=sums,
         coefficients={"masked": 1.0} | ({"next_sentence": 1.0} if pairs else {}) | routing.coefficients(),
-        metrics=metrics | ({"z_loss": "masked"} if z_loss else {}),
+        metrics=metrics,
+        training_metrics=sifted(config, "masked"),
         dropout=has_dropout(config),
-        draws_by_row=routing.draws,
+        draws_by_row=routing.draws or bool(train.sift.coefficient),
+        tokens=occupied,
+    )
+
+
+def sifted(config: Config, term: str) -> dict[str, str]:
+    """The metric of SiFT where there is any; `term` is that of the task's loss, which holds its penalty."""
+    return {"sift": term} if config.train.sift.coefficient else {}
+
+
+def replaced(config: Config, constrain: Callable = identity) -> Task:
+    """A generator of tokens and the discriminator that finds them, in one step; see `train.replaced`."""
+    both = ReplacedTokens(config.model, config.train, constrain)
+    return Task(
+        spec=batch_spec(config.data),
+        init=both.init,
+        weights=both.weights,
+        sums=both.sums,
+        coefficients=both.coefficients(),
+        metrics=both.metrics(),
+        branches=BRANCHES,
+        dropout=has_dropout(config),
+        draws_by_row=True,
         tokens=occupied,
     )
 
@@ -152,23 +181,33 @@ def qa(config: Config, constrain: Callable = identity) -> Task:
     Those of padding are left out, so that a window's loss does not depend on how long its row is.
     """
     model, routing = Transformer(config.model, constrain), Routing(config.model)
+    settings = config.train.sift
 
     def sums(params, batch, key, row_keys=None):
-        def run(model):
-            hidden_BxLxD, aux, _ = model(batch, key, row_keys=row_keys)
+        def run(model, change=None):
+            hidden_BxLxD, aux, _ = model(batch, key, row_keys=row_keys, change=change)
             logits_BxLx2 = model.heads.span_logits(hidden_BxLxD)
             seen_BxLx1 = batch["segment_ids"][..., None] > 0
-            return jnp.where(seen_BxLx1, logits_BxLx2, UNSEEN), aux
+            return jnp.moveaxis(jnp.where(seen_BxLx1, logits_BxLx2, UNSEEN), -1, 1), aux
 
-        logits_BxLx2, aux = nn.apply(run, model)({"params": params})
+        logits_Bx2xL, aux = nn.apply(run, model)({"params": params})
         found = [
-            classified(logits_BxLx2[..., side], batch[key], real_rows(batch))
+            classified(logits_Bx2xL[:, side], batch[key], real_rows(batch))
             for side, key in enumerate(("start_positions", "end_positions"))
         ]
         (start, start_hits), (end, end_hits) = found
-        loss = (start + end) / 2
-        metrics = {"loss": loss, "start_accuracy": start_hits, "end_accuracy": end_hits}
-        return {"spans": loss} | routing.terms(aux), metrics | routing.values(aux)
+        loss = objective = (start + end) / 2
+        metrics = {"loss": loss, "start_accuracy": start_hits, "end_accuracy": end_hits} | routing.values(aux)
+        if settings.coefficient and row_keys is not None:
+
+            def outputs(params, change):
+                return nn.apply(run, model)({"params": params}, change)[0]
+
+            weights_Bx2 = jnp.repeat(real_rows(batch)[:, None] / 2, 2, axis=1)
+            shape = (batch["tokens"].shape[1], config.model.embed_dim)
+            metrics["sift"] = sift.penalty(settings, outputs, params, logits_Bx2xL, weights_Bx2, row_keys, shape)
+            objective = loss + settings.coefficient * metrics["sift"]
+        return {"spans": objective} | routing.terms(aux), metrics
 
     return Task(
         spec=batch_spec(config.data),
@@ -177,15 +216,11 @@ def qa(config: Config, constrain: Callable = identity) -> Task:
         sums=sums,
         coefficients={"spans": 1.0} | routing.coefficients(),
         metrics=dict.fromkeys(("loss", "start_accuracy", "end_accuracy"), "spans") | routing.metrics(),
+        training_metrics=sifted(config, "spans"),
         dropout=has_dropout(config),
-        draws_by_row=routing.draws,
+        draws_by_row=routing.draws or bool(settings.coefficient),
         tokens=occupied,
     )
-
-
-def real_rows(batch: dict) -> jax.Array:
-    """1.0 for each row that is no padding, float32 [rows]."""
-    return (batch["segment_ids"][:, 0] > 0).astype(jnp.float32)
 
 
 def classified(logits_BxC, labels_B, weights_B) -> tuple[jax.Array, jax.Array]:
@@ -200,6 +235,7 @@ def classified(logits_BxC, labels_B, weights_B) -> tuple[jax.Array, jax.Array]:
 TASKS: dict[str, Callable[..., Task]] = {
     "causal": partial(causal, codes_text=True),
     "masked": masked,
+    "replaced_token": replaced,
     "span_corruption": causal,
     "prefix_lm": causal,
     "ul2": causal,

@@ -61,6 +61,7 @@ def test_an_objective_trains(tmp_path, name):
     assert 2 * size * weights.min() <= steps[-1]["tokens"] <= 2 * size * weights.max()
 
 
+REPLACED = ReplacedTokenObjective(max_predictions=5)
 ENCODER = {"model.attention.causal": False, "data.tokenizer": WordPieceTokenizer(vocab_size=279, max_characters=100)}
 
 
@@ -70,7 +71,8 @@ ENCODER = {"model.attention.causal": False, "data.tokenizer": WordPieceTokenizer
         (SpanCorruptionObjective(), {}, "encoder_layers is 0, .*span_corruption has sources.*arrangement=decoder"),
         (Ul2Objective(), {}, "model.encoder_layers is 0, .*ul2 has sources.*arrangement=decoder"),
         (FimObjective(), {"model.encoder_layers": 2}, "encoder_layers is 2, but batches of .*fim hold no sources"),
-        (ReplacedTokenObjective(max_predictions=5), ENCODER, "data.objective.name is replaced_token, but"),
+        (REPLACED, ENCODER, "model.generator_layers is 0, but data.objective replaced_token needs a generator"),
+        (FimObjective(), {"model.generator_layers": 1}, "model.generator_layers is 1, but the model is no encoder"),
         (PrefixObjective(), {}, "model.attention.prefix is false, but .*prefix_lm.*set it to true"),
         (FimObjective(), PREFIX, "model.attention.prefix is true, but .*fim.*set it to false"),
         (FimObjective(), {"model.attention.causal": False}, "model.attention.causal is false, but .*fim would show"),
