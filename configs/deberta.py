@@ -11,6 +11,8 @@ The debug sizes need nothing but this repository:
 
     python -m train.main --config configs/deberta.py:debug --workdir runs/deberta-debug
 
+20 steps take half a minute on two cores, most of it to compile, and end at a validation loss of 6.03, or 6.01.
+
 The others read your text and the version's tokenizer, bytes in pairs (1) or a SentencePiece model (2 and 3):
 
     python -m train.main --config configs/deberta.py:v1-base --workdir runs/deberta-base \
@@ -127,7 +129,7 @@ def debug(version: int):
     config = debug_defaults(1024)
     architecture(config.model, version, layers=2, embed=64, heads=4, length=32)
     config.model.positions.absolute_length = 64
-    optimizer(config.optim, version, learning_rate=1e-3)
+    optimizer(config.optim, version, learning_rate=3e-3)
     config.optim.schedule.warmup = "10%"
     config.data.tokenizer = WordPieceTokenizer(vocab_size=1024, max_characters=200)
     config.data.objective = MaskedObjective(max_predictions=10, copies=None)
