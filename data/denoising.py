@@ -5,6 +5,7 @@ nothing for an encoder-decoder, and at most two positions of a decoder. It is co
 documents that are packed into it stand one behind the other, each behind its end of text, which may be noise like
 any token, and see one another. Under data.packing=unpacked a row holds one document only.
 
+Inputs and targets end with the token that ends a text; T5's is </s>, and its decoder begins with another, <pad>.
 Every token of text is in the inputs or the targets, exactly once. Weights are 1 on the targets, sentinels and end
 included, so that a row's sum to k + s + 1. Rows of ul2 differ in length by their noise: the shorter are padded.
 """
@@ -19,6 +20,7 @@ from data.drawn_rows import DrawnRows, Row
 from data.kinds import Spec, drawing_seed
 from data.objective_config import denoisers_of, sentinel_names
 from data.packing import make_rows
+from data.record_encoder import stop_of
 from data.span_lengths import Denoiser, noise_counts, raw_length, target_length
 from data.spans import corrupt, draw_spans
 from data.store import Store
@@ -61,7 +63,7 @@ def denoise(
 def rows(config: Data, store: Store, seed: int, held_out: bool) -> DrawnRows:
     """The corrupted rows of a store."""
     objective, tokenizer = config.objective, store.tokenizer
-    denoisers, end = denoisers_of(objective), tokenizer.end_of_text
+    denoisers, start, end = denoisers_of(objective), tokenizer.end_of_text, stop_of(config, tokenizer)
     raw, known = text_length(config), tokenizer.special_tokens
     spans = max(noise_counts(denoiser, raw)[1] for denoiser in denoisers)
     sentinels = np.array([known[name] for name in sentinel_names(objective, spans)], np.int32)
@@ -69,7 +71,7 @@ def rows(config: Data, store: Store, seed: int, held_out: bool) -> DrawnRows:
 
     def make(row: Row, key: int) -> Row:
         inputs, targets = denoise(row["tokens"], denoisers, modes, sentinels, end, key)
-        return arrangements.arrange(objective.arrangement, inputs, targets, end)
+        return arrangements.arrange(objective.arrangement, inputs, targets, start)
 
     packed = make_rows(store, raw, config.packing, config.long_documents)
     return DrawnRows(packed, spec(config), objective.name, drawing_seed(seed, held_out), make)

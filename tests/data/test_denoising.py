@@ -105,6 +105,21 @@ def test_a_decoder_beside_an_encoder_reads_what_it_has_predicted(opened, name):
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
+def test_the_end_may_be_another_token_than_the_beginning(opened, name):
+    """As T5's: a decoder begins with what begins documents, and inputs and targets end with the tokenizer's stop."""
+    plain = data(OBJECTIVES[name])
+    stopped = replace(plain, tokenizer=replace(plain.tokenizer, stop=SENTINELS[-1]))
+    expected, found = (objective_rows(config, opened, seed=0).rows(range(20)) for config in (plain, stopped))
+    stop = SPECIAL.index(SENTINELS[-1])
+    for row in range(20):
+        for key in ("source_tokens", "targets"):
+            real = expected[key.replace("tokens", "segment_ids").replace("targets", "segment_ids")][row] > 0
+            before, after = expected[key][row][real], found[key][row][real]
+            assert after[-1] == stop and before[-1] == END and (after[:-1] == before[:-1]).all()
+        assert found["tokens"][row, 0] == END
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
 def test_both_arrangements_hold_the_same(opened, name):
     """A decoder reads inputs and targets one behind the other; the inputs of a prefix_decoder see one another."""
     config = data(replace(OBJECTIVES[name], arrangement="decoder"))
