@@ -40,6 +40,8 @@ DEBUG = (
     "gemma:debug-1",
     "t5:debug",
     "t5:debug-1.1",
+    "gshard:debug",
+    "switch:debug",
 )
 DECODERS = [spec for spec in DEBUG if not spec.startswith(("bert", "deberta"))]
 specs = pytest.mark.parametrize("spec", DEBUG)
@@ -149,9 +151,8 @@ def short(spec: str, tmp_path: Path) -> Model:
     encoder = model.encoder_layers and 2 * len(pattern) + 1
     model = replace(model, pattern=pattern, num_layers=2 * len(pattern) + 1, encoder_layers=encoder)
     if isinstance(model.experts, CapacityExperts):
-        model = replace(
-            model, experts=replace(model.experts, capacity_factor=float(model.experts.num_experts), groups=1)
-        )
+        room = {"capacity_factor": float(model.experts.num_experts), "eval_capacity_factor": None}
+        model = replace(model, experts=replace(model.experts, **room, groups=1))
     return model
 
 
