@@ -20,11 +20,27 @@ from model.hub.gpt2 import GPT2
 from model.hub.gpt_neo import GPT_NEO
 from model.hub.layout import Tensor
 from model.hub.llama import LLAMA, MISTRAL, QWEN2, QWEN3
+from model.hub.marian import MARIAN
 from model.hub.t5 import T5
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family
-    for family in (BERT, GPT2, GPT_NEO, LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA, GEMMA2, GEMMA3, T5, DEBERTA, DEBERTA2)
+    for family in (
+        BERT,
+        GPT2,
+        GPT_NEO,
+        LLAMA,
+        MISTRAL,
+        QWEN2,
+        QWEN3,
+        GEMMA,
+        GEMMA2,
+        GEMMA3,
+        T5,
+        DEBERTA,
+        DEBERTA2,
+        MARIAN,
+    )
 } | {"mt5": T5}
 SUFFIXES = {"kernel": ".weight", "scale": ".weight", "bias": ".bias"}
 LARGEST_SIZE = 2**31 - 1

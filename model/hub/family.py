@@ -140,10 +140,10 @@ def activation(key: str, tanh: str, default: str) -> Field:
     return Field("feed_forward.activation", read, write)
 
 
-def deviations() -> tuple[Field, Field]:
+def deviations(key: str = "initializer_range") -> tuple[Field, Field]:
     """Standard deviations of initial values: they matter to heads that a checkpoint lacks."""
     paths = ("init.kernel_std", "init.embedding_std")
-    kernel, embedding = (same("initializer_range", path, 0.02, float) for path in paths)
+    kernel, embedding = (same(key, path, 0.02, float) for path in paths)
     return kernel._replace(write=lambda model: {}), embedding
 
 

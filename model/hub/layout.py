@@ -50,6 +50,11 @@ def convolution(name: str) -> Tensor:
     return Tensor(name, "convolution")
 
 
+def row(name: str) -> Tensor:
+    """A bias as the one row of a matrix (Marian's final_logits_bias)."""
+    return Tensor(name, "row")
+
+
 def groups(declaration, layout: str) -> Groups:
     """Our axes, without the stack's, behind each axis of the tensor. `declaration` is a `model.parameters` one."""
     axes = tuple(range(len(declaration.unstacked_shape)))
@@ -60,6 +65,8 @@ def groups(declaration, layout: str) -> Groups:
             "convolution": tuple((axis,) for axis in reversed(axes)),
             "conv1d": (declaration.inputs, declaration.outputs),
         }[layout]
+    if layout == "row":
+        return (), axes
     return (axes,) if declaration.kind in ("bias", "scale") else tuple((axis,) for axis in axes)
 
 

@@ -75,6 +75,20 @@ T5 = {
     "layer_norm_epsilon": 0.02,
     "decoder_start_token_id": 0,
 }
+MARIAN = {
+    "vocab_size": VOCABULARY + 1,  # the last id is padding, whose embedding has no gradient
+    "d_model": 16,
+    "encoder_layers": 1,
+    "decoder_layers": 2,
+    **{f"{stack}_attention_heads": 4 for stack in ("encoder", "decoder")},
+    **{f"{stack}_ffn_dim": 24 for stack in ("encoder", "decoder")},
+    "activation_function": "swish",
+    "scale_embedding": True,
+    "max_position_embeddings": 20,
+    "pad_token_id": VOCABULARY,
+    "decoder_start_token_id": VOCABULARY,
+    "forced_eos_token_id": None,
+}
 DEBERTA = {
     **BERT,
     "relative_attention": True,
@@ -115,7 +129,7 @@ class Case:
 
     @property
     def encoder_decoder(self) -> bool:
-        return self.architecture.endswith("ForConditionalGeneration")
+        return self.architecture.endswith(("ForConditionalGeneration", "MTModel"))
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -215,6 +229,7 @@ CASES = {
     "t5_1.1": Case(
         "T5ForConditionalGeneration", {**T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
     ),
+    "marian": Case("MarianMTModel", MARIAN, dead=("k_proj.bias",)),
     "bert": Case("BertForPreTraining", BERT, dead=UNSEEN),
     "bert_mlm": Case("BertForMaskedLM", BERT, dead=UNSEEN),
     "bert_qa": Case("BertForQuestionAnswering", BERT, dead=UNSEEN),
@@ -274,6 +289,11 @@ def cotangents(outputs: dict, batch: dict) -> dict:
     return {name: weight * real[..., None] if weight.ndim == 3 else weight for name, weight in found.items()}
 
 
+def trained(model) -> dict:
+    """The reference's parameters by name, without Marian's table of sinusoids."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
 def build(case: Case, seed: int = 0):
     """The reference in evaluation, with every parameter drawn by NumPy, the same on every machine."""
     import torch
@@ -284,10 +304,15 @@ def build(case: Case, seed: int = 0):
     model = architecture(architecture.config_class(**case.settings, attn_implementation="eager")).eval()
     if case.encoder_decoder and case.settings.get("tie_word_embeddings") is False:  # version 5 ties it nevertheless
         model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.lm_head.weight))
+    if hasattr(model, "final_logits_bias"):  # a buffer to them, which no gradient reaches
+        bias = torch.nn.Parameter(model._buffers.pop("final_logits_bias"))
+        model.register_parameter("final_logits_bias", bias)
     generator = np.random.default_rng(seed)
-    for name, parameter in sorted(model.named_parameters()):
+    for name, parameter in sorted(trained(model).items()):
         noise = generator.standard_normal(tuple(parameter.shape))
-        if name == "shared.weight":  # T5's, which its logits scale down
+        if name in ("final_logits_bias", "model.shared.weight"):  # Marian's
+            value = 0.6 * noise
+        elif name == "shared.weight":  # T5's, which its logits scale down
             value = noise
         elif parameter.ndim >= 2:
             embeds = "embed" in name or ".wte." in name or ".wpe." in name

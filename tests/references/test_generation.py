@@ -20,12 +20,14 @@ from tests.references import theirs  # noqa: E402  it imports PyTorch
 
 pytestmark = pytest.mark.references
 NEW, START = 12, 0
+DRAWN = {"marian": (3, 1.0)}  # the parameters' seed, and a factor of the embeddings: texts that differ
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.encoder_decoder])
 def test_greedy_output_is_the_references(name, tmp_path):
-    case, reference = CASES[name], build(CASES[name], seed=1)
-    reference.get_input_embeddings().weight.data.mul_(0.4)  # or a head that is tied to it repeats what it reads
+    case, seed, factor = CASES[name], *DRAWN.get(name, (1, 0.4))
+    reference = build(case, seed=seed)
+    reference.get_input_embeddings().weight.data.mul_(factor)  # or a head that is tied to it repeats what it reads
     reference.save_pretrained(tmp_path)
     model, params = ours.imported(tmp_path)
     batch = rows(case)
@@ -41,7 +43,7 @@ def test_greedy_output_is_the_references(name, tmp_path):
         decoder_start_token_id=START,
         eos_token_id=None,
     ).numpy()[:, 1:]
-    assert len({tuple(row) for row in expected}) == 3 and all(len(set(row)) > 2 for row in expected)
+    assert len({tuple(row) for row in expected}) == 3 and all(len(set(row)) > 1 for row in expected)
     prompts = jnp.full((3, 1), START, jnp.int32)
     source = (jnp.asarray(sources), jnp.asarray(counts, jnp.int32))
     keys, never = jax.random.split(jax.random.key(0), 3), -1

@@ -11,7 +11,7 @@ import pytest
 from model.config import Model
 from model.parameters import path_name
 from tests.references import golden, ours
-from tests.references.families import CASES, Case, build, rows
+from tests.references.families import CASES, Case, build, rows, trained
 from train import convert
 
 WHY = "PyTorch or transformers is not installed: `make test-references` installs them beside, and runs this"
@@ -63,7 +63,7 @@ def test_loss_and_every_gradient_are_the_references(pair, tmp_path):
         assert np.abs(value).max() > 1e-2 or name.endswith(pair.case.dead), name
     # A gradient goes through the same map as the weights: save it as a checkpoint, and import that.
     slopes = copy.deepcopy(pair.reference)
-    for name, parameter in slopes.named_parameters():
+    for name, parameter in trained(slopes).items():
         parameter.data = torch.from_numpy(by_their_names[name])
     slopes.save_pretrained(tmp_path)
     _, expected = ours.imported(tmp_path)

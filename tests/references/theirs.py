@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from tests.references.families import Case, cotangents
+from tests.references.families import Case, cotangents, trained
 
 IGNORED = -100  # transformers' label of a position without a loss
 
@@ -61,4 +61,4 @@ def loss_and_gradients(case: Case, model, batch: dict) -> tuple[float, dict]:
         found = outputs(case, model, batch)
         loss = sum(torch.sum(found[name] * torch.from_numpy(share)) for name, share in cotangents(found, batch).items())
     loss.backward()
-    return loss.item(), {name: parameter.grad.numpy().copy() for name, parameter in model.named_parameters()}
+    return loss.item(), {name: parameter.grad.numpy().copy() for name, parameter in trained(model).items()}

@@ -63,6 +63,17 @@ DEBERTA2 = {
 }
 DEBERTA_MASKED = {"model_type": "deberta", "architectures": ["DebertaForMaskedLM"], **DEBERTA}
 THREE = {"id2label": BERT["id2label"]}
+MARIAN = {
+    "vocab_size": 100,
+    "d_model": 16,
+    "encoder_layers": 2,
+    "decoder_layers": 3,
+    **{f"{stack}_attention_heads": 4 for stack in ("encoder", "decoder")},
+    **{f"{stack}_ffn_dim": 24 for stack in ("encoder", "decoder")},
+    "activation_function": "swish",
+    "max_position_embeddings": 64,
+    "scale_embedding": True,
+}
 CONFIGS = {
     "bert": {"model_type": "bert", "architectures": ["BertModel"], **BERT},
     "bert_pretraining": {"model_type": "bert", "architectures": ["BertForPreTraining"], **BERT},
@@ -128,6 +139,7 @@ CONFIGS = {
     },
     "t5": {"model_type": "t5", **T5},
     "t5_1.1": {"model_type": "t5", **T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
+    "marian": {"model_type": "marian", **MARIAN},
     "mt5": {"model_type": "mt5", **T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
 }
 

@@ -4,7 +4,15 @@ from dataclasses import replace
 
 import pytest
 
-from model.config import Attention, DisentangledPositions, FeedForward, Layer, Llama3Scaling, NoPositions
+from model.config import (
+    Attention,
+    DisentangledPositions,
+    FeedForward,
+    Layer,
+    Llama3Scaling,
+    NoPositions,
+    SinusoidalPositions,
+)
 from model.hub.families import (
     FAMILIES,
     canonical,
@@ -106,6 +114,11 @@ def test_layers_of_a_pattern_and_its_remainder_are_the_models_layers():
         ("t5", {"num_decoder_layers": 0}, "num_decoder_layers"),
         ("t5", {"is_encoder_decoder": False}, "is_encoder_decoder"),
         ("t5", {"relative_attention_num_buckets": 1}, "positions.buckets"),
+        ("marian", {"decoder_attention_heads": 2}, "encoder_attention_heads 4 and decoder_attention_heads 2"),
+        ("marian", {"decoder_vocab_size": 7}, "decoder_vocab_size 7"),
+        ("marian", {"normalize_before": True}, "normalize_before"),
+        ("marian", {"share_encoder_decoder_embeddings": False}, "share_encoder_decoder_embeddings"),
+        ("marian", {"decoder_layers": 0}, "decoder_layers"),
     ],
 )
 def test_what_is_not_implemented_is_refused_by_name(name, changes, said):
@@ -135,6 +148,8 @@ def test_a_size_that_is_missing_is_named(key):
         ("t5", {"encoder_layers": 0}, "num_layers 0"),
         ("t5", {"attention": Attention(num_heads=4, head_dim=6)}, "scale is"),
         ("t5_1.1", {"feed_forward": FeedForward(24, "gelu")}, "gated-gelu is its tanh form"),
+        ("marian", {"positions": SinusoidalPositions()}, "layout is 'interleaved'"),
+        ("marian", {"embedding_scale": 3.0}, "embedding_scale"),
     ],
 )
 def test_what_a_family_cannot_express_is_named(name, change, field):

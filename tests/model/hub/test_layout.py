@@ -14,6 +14,7 @@ from model.hub.layout import (
     linear,
     plain,
     read_part,
+    row,
     tensor_shape,
     write_part,
 )
@@ -25,6 +26,7 @@ OUTPUT = Declaration((3, 2, 4), ("heads", "head_dim", "embed"), "kernel", (0, 1)
 HEAD = Declaration((4, 8), ("embed", "vocab"), "kernel", (0,), (1,))
 EMBEDDING = Declaration((8, 4), ("vocab", "embed"), "embedding")
 CONVOLUTION = Declaration((3, 4, 2), ("width", "embed", "norm"), "kernel", (0, 1), (2,))
+LOGIT_BIAS = Declaration((8,), ("vocab",), "bias")
 BIAS = Declaration((3, 2), ("heads", "head_dim"), "bias")
 
 
@@ -57,6 +59,7 @@ CASES = {
     "fused bias": (BIAS, conv1d("c", 2, 3), lambda b: np.split(b, 3)[2].reshape(3, 2)),
     "by head": (QUERY, interleaved("i", 1, 3), lambda w: w.reshape(3, 3, 2, 4)[:, 1].transpose(2, 0, 1)),
     "convolution": (CONVOLUTION, convolution("v"), lambda w: w.transpose(2, 1, 0)),
+    "row": (LOGIT_BIAS, row("b"), lambda b: np.pad(b[0], (0, 3))),
     "projection": (OUTPUT, conv1d("c"), lambda w: w.reshape(3, 2, 4)),
     "head": (HEAD, linear("h"), lambda w: np.pad(w.T, ((0, 0), (0, 3)))),
     "embedding": (EMBEDDING, plain("e"), lambda w: np.pad(w, ((0, 3), (0, 0)))),
