@@ -20,6 +20,7 @@ FAST = (
     *(
         "deberta:v1-base",
         "deberta:v2-xxlarge",
+        "transformer:base",
         "t5:11b",
         "t5:1.1-xxl",
         "gshard:2048e-36l",

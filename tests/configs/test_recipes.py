@@ -33,6 +33,7 @@ SIZES = {
         *("debug", "debug-2", "v1-base", "v1-large", "v2-xlarge", "v2-xxlarge"),
         *("v3-xsmall", "v3-small", "v3-base", "v3-large"),
     ],
+    "transformer": ["debug", "base", "big"],
     "t5": [
         *("debug", "debug-1.1", "small", "base", "large", "3b", "11b"),
         *("1.1-small", "1.1-base", "1.1-large", "1.1-xl", "1.1-xxl"),
