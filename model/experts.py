@@ -39,11 +39,13 @@ class CapacityFeedForward(nn.Module):
         settings, dtype = self.config.experts, jnp.dtype(self.config.dtype)
         (rows, length), training = segments_BxL.shape, row_keys_B is not None
         logits_BxLxE = Router(self.config, name="router")(jittered(x_BxLxD, settings.jitter, row_keys_B))
-        draws_BxL = uniform(row_keys_B, SECOND_CHOICE, (length,)) if training else jnp.zeros((rows, length))
-        parts = (x_BxLxD.astype(dtype), logits_BxLxE, segments_BxL > 0, draws_BxL)
-        x_GxSxD, logits_GxSxE, real_GxS, draws_GxS = (grouped(part, settings.groups) for part in parts)
+        parts = (x_BxLxD.astype(dtype), logits_BxLxE, segments_BxL > 0)
+        x_GxSxD, logits_GxSxE, real_GxS = (grouped(part, settings.groups) for part in parts)
+        draws_GxS = None
+        if training and settings.top_k == 2 and settings.second_policy == "random":
+            draws_GxS = grouped(uniform(row_keys_B, SECOND_CHOICE, (length,)), settings.groups)
         places = capacity(x_GxSxD.shape[1], settings, training)
-        routes, aux = route(logits_GxSxE, real_GxS, settings, places, draws_GxS if training else None)
+        routes, aux = route(logits_GxSxE, real_GxS, settings, places, draws_GxS)
         x_GxSxD = self.constrain(x_GxSxD, ("batch", "length", "activation_embed"))
         slots_ExGxCxD = jnp.einsum("gsec,gsd->egcd", routes.dispatch.astype(dtype), x_GxSxD)
         slots_ExGxCxD = self.exchanged(slots_ExGxCxD, back=False)

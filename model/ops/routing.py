@@ -51,8 +51,8 @@ def capacity(tokens: int, settings: CapacityExperts, training: bool) -> int:
 def route(logits_GxSxE, real_GxS, settings: CapacityExperts, places: int, draws_GxS=None) -> tuple[Routes, dict]:
     """(routes, statistics) of groups of tokens, by `settings`.
 
-    `real_GxS` is false for padding. `draws_GxS`, uniform on [0, 1), decide by the policy `random` which second choices
-    count: with probability min(1, 2 * its share of the two gates). None: all do.
+    `real_GxS` is false for padding. `draws_GxS`, uniform on [0, 1), decide which second choices count: each with
+    probability min(1, 2 * its share of the two gates), the policy `random`. None: all do, the policy `all`.
 
     The statistics are float32 scalars, sums over groups that hold a token: `balance`, the auxiliary loss; `load`, E
     times the busiest expert's share of first choices; or sums over tokens: `z` and `entropy`, of `router_statistics`;
@@ -97,7 +97,7 @@ def _top_2(gates_GxSxE, real_GxS, settings: CapacityExperts, draws_GxS) -> tuple
     real_GxSx1 = real_GxS[..., None].astype(jnp.int32)
     first_GxSxE, second_GxSxE = first_GxSxE * real_GxSx1, second_GxSxE * real_GxSx1
     counted_GxSxE = second_GxSxE
-    if settings.second_policy == "random" and draws_GxS is not None:
+    if draws_GxS is not None:
         second_GxSxE = second_GxSxE * (2 * second_GxS > draws_GxS)[..., None]
     if settings.rule == "code":
         counted_GxSxE = second_GxSxE
