@@ -79,7 +79,7 @@ def reference(q_BxLxHxC, k_BxSxKxC, v_BxSxKxC, queries: Places, keys: Places, ru
     return out_BxLxKxGxC.reshape(B, L, H, C)
 
 
-def blocked(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, queries: Places, keys: Places, rule: Rule, key=None):
+def blocked(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, queries: Places, keys: Places, rule: Rule, key=None, bias_BxHxLxS=None):
     """`reference` for causal self-attention over rows in their order, without dropout.
 
     Queries are taken in blocks, and each block reads only the keys from its window up to its end: half of the
@@ -93,6 +93,7 @@ def blocked(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, queries: Places, keys: Places, rule
     G = H // K
     q_BxKxLGxC = q_BxLxHxC.reshape(B, L, K, G, C).transpose(0, 2, 1, 3, 4).reshape(B, K, L * G, C)
     k_BxKxLxC, v_BxKxLxC = k_BxLxKxC.swapaxes(1, 2), v_BxLxKxC.swapaxes(1, 2)
+    bias_BxKxLGxL = None if bias_BxHxLxS is None else _by_query(bias_BxHxLxS, K)
     size = block_size(L)
     outputs = []
     for start in range(0, L, size):
@@ -102,9 +103,19 @@ def blocked(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, queries: Places, keys: Places, rule
         seen_BxTGxS = jnp.repeat(seen_BxTxS, G, axis=1) if G > 1 else seen_BxTxS
         q_BxKxTGxC = q_BxKxLGxC[:, :, start * G : stop * G]
         k_BxKxSxC, v_BxKxSxC = k_BxKxLxC[:, :, first:last], v_BxKxLxC[:, :, first:last]
-        outputs.append(_block(q_BxKxTGxC, k_BxKxSxC, v_BxKxSxC, seen_BxTGxS, rule))
+        bias_BxKxTGxS = None
+        if bias_BxKxLGxL is not None:
+            bias_BxKxTGxS = bias_BxKxLGxL[:, :, start * G : stop * G, first:last]
+        outputs.append(_block(q_BxKxTGxC, k_BxKxSxC, v_BxKxSxC, bias_BxKxTGxS, seen_BxTGxS, rule))
     out_BxKxLxGxC = jnp.concatenate(outputs, axis=2).reshape(B, K, L, G, C)
     return out_BxKxLxGxC.transpose(0, 2, 1, 3, 4).reshape(B, L, H, C)
+
+
+def _by_query(bias_BxHxLxS, num_kv_heads: int):
+    """`[B, K, L * G, S]` of `[B, H, L, S]`, the heads of a group of queries side by side as in `blocked`."""
+    B, H, L, S = bias_BxHxLxS.shape
+    bias_BxKxGxLxS = bias_BxHxLxS.reshape(B, num_kv_heads, H // num_kv_heads, L, S)
+    return bias_BxKxGxLxS.swapaxes(2, 3).reshape(B, num_kv_heads, -1, S)
 
 
 def _keys_read(start: int, stop: int, length: int, rule: Rule, ordered: bool) -> tuple[int, int]:
@@ -120,44 +131,52 @@ def block_size(length: int) -> int:
     return next((length // n for n in (8, 4, 2) if length % n == 0 and length // n >= 64), length)
 
 
-def _scores(q, k, seen, rule: Rule):
+def _scores(q, k, bias, seen, rule: Rule):
     """(masked scores, capped scores), float32 `[B, K, T * G, S]`; the same where there is no cap."""
     capped = rule.scale * jnp.einsum("bktc,bksc->bkts", q, k, preferred_element_type=jnp.float32)
+    if bias is not None:
+        capped = capped + bias
     if rule.soft_cap is not None:
         capped = rule.soft_cap * jnp.tanh(capped / rule.soft_cap)
     return jnp.where(seen[:, None], capped, jnp.finfo(jnp.float32).min), capped
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _block(q, k, v, seen, rule: Rule):
-    """Attention of one block: q `[B, K, T * G, C]`, k and v `[B, K, S, C]`, seen `[B, T * G, S]`."""
-    return _block_forward(q, k, v, seen, rule)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _block(q, k, v, bias, seen, rule: Rule):
+    """Attention of one block: q `[B, K, T * G, C]`, k and v `[B, K, S, C]`, seen `[B, T * G, S]`.
+
+    `bias` is None or float32 `[1 or B, K, T * G, S]`, added to the scores.
+    """
+    return _block_forward(q, k, v, bias, seen, rule)[0]
 
 
-def _block_forward(q, k, v, seen, rule):
-    masked, _ = _scores(q, k, seen, rule)
+def _block_forward(q, k, v, bias, seen, rule):
+    masked, _ = _scores(q, k, bias, seen, rule)
     highest = jnp.max(masked, axis=-1, keepdims=True)
     exponentials = jnp.exp(masked - highest)
     partition = jnp.sum(exponentials, axis=-1, keepdims=True)
     probs = (exponentials / partition).astype(v.dtype)
     out = jnp.einsum("bkts,bksc->bktc", probs, v)
-    return out, (q, k, v, seen, highest + jnp.log(partition), out)
+    return out, (q, k, v, bias, seen, highest + jnp.log(partition), out)
 
 
 def _block_backward(rule, saved, d_out):
-    q, k, v, seen, log_partition, out = saved
-    masked, capped = _scores(q, k, seen, rule)
+    q, k, v, bias, seen, log_partition, out = saved
+    masked, capped = _scores(q, k, bias, seen, rule)
     probs = jnp.exp(masked - log_partition)
     d_v = jnp.einsum("bkts,bktc->bksc", probs.astype(v.dtype), d_out)
     d_probs = jnp.einsum("bktc,bksc->bkts", d_out, v, preferred_element_type=jnp.float32)
     inner = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
-    d_scores = probs * (d_probs - inner) * rule.scale
+    d_scores = probs * (d_probs - inner)
     if rule.soft_cap is not None:
         d_scores = d_scores * (1 - jnp.square(capped / rule.soft_cap))
-    d_scores = d_scores.astype(q.dtype)
+    d_bias = None
+    if bias is not None:
+        d_bias = d_scores if bias.shape[0] == q.shape[0] else jnp.sum(d_scores, axis=0, keepdims=True)
+    d_scores = (d_scores * rule.scale).astype(q.dtype)
     d_q = jnp.einsum("bkts,bksc->bktc", d_scores, k)
     d_k = jnp.einsum("bkts,bktc->bksc", d_scores, q)
-    return d_q, d_k, d_v, None
+    return d_q, d_k, d_v, d_bias, None
 
 
 _block.defvjp(_block_forward, _block_backward)
@@ -167,8 +186,8 @@ def auto(q_BxLxHxC, k_BxSxKxC, v_BxSxKxC, queries: Places, keys: Places, rule: R
     """The fastest kernel that computes `reference` for these arguments."""
     ordered = rule.causal and queries is keys  # the same tokens on both sides: a row, not a cache
     drops = rule.dropout > 0 and key is not None
-    if ordered and not drops and bias_BxHxLxS is None:
-        return blocked(q_BxLxHxC, k_BxSxKxC, v_BxSxKxC, queries, keys, rule, key)
+    if ordered and not drops:
+        return blocked(q_BxLxHxC, k_BxSxKxC, v_BxSxKxC, queries, keys, rule, key, bias_BxHxLxS)
     return reference(q_BxLxHxC, k_BxSxKxC, v_BxSxKxC, queries, keys, rule, key, bias_BxHxLxS)
 
 

@@ -144,6 +144,54 @@ def test_every_kernel_is_the_reference_on_long_rows(kernel, dtype, rule, prefixe
     close(gradients, expected_gradients, tolerance)
 
 
+def differentiate_biased(kernel, inputs, bias, places, rule):
+    """(output, gradients of its product with the cotangent), that of the bias too."""
+    *inputs, cotangent = inputs
+    out, pull = jax.vjp(lambda q, k, v, bias: kernel(q, k, v, places, places, rule, None, bias), *inputs, bias)
+    return out, pull(cotangent)
+
+
+@pytest.mark.parametrize("rule", (Rule(scale=0.4), Rule(window=3, soft_cap=1.5)), ids=("causal", "window"))
+@pytest.mark.parametrize("rows", (1, B), ids=("shared", "by row"))
+def test_a_bias_is_added_to_the_scores(rule, rows):
+    """As one more feature of queries and keys: of each query 1 times a key's bias, by head; and its gradient."""
+    q, k, v, cotangent = make(H)
+    by_key = np.random.default_rng(2).standard_normal((rows, H, 1, L)).astype(np.float32)
+    bias = jnp.asarray(np.broadcast_to(by_key, (rows, H, L, L)))
+    ones = np.full((B, L, H, 1), 1 / rule.scale, np.float32)
+    extra = np.broadcast_to(by_key[:, :, 0].swapaxes(1, 2)[..., None], (B, L, H, 1))
+    none = jnp.zeros_like(ones)
+    longer = [jnp.concatenate(pair, axis=-1) for pair in ((q, ones), (k, extra), (v, none), (cotangent, none))]
+    out, (*found, d_bias) = jit(lambda: differentiate_biased(reference, (q, k, v, cotangent), bias, PLACES, rule))()
+    expected, slopes = jit(lambda: differentiate(reference, longer, PLACES, PLACES, rule))()
+    close(out, expected[..., :-1], 1e-5)
+    close(found, [slope[..., :-1] for slope in slopes], 1e-5)
+    of_keys = slopes[1][..., -1].swapaxes(1, 2)
+    close(d_bias.sum(axis=2), of_keys if rows == B else of_keys.sum(axis=0, keepdims=True), 1e-5)
+
+
+@pytest.mark.parametrize("dtype", ("float32", pytest.param("bfloat16", marks=pytest.mark.slow)))
+@pytest.mark.parametrize("length", (L, 256), ids=("one block", "blocks"))
+@pytest.mark.parametrize("rows", (1, B), ids=("shared", "by row"))
+@fast_kernels
+def test_every_kernel_is_the_reference_with_a_bias(kernel, dtype, length, rows):
+    generator = np.random.default_rng(0)
+    places = PLACES if length == L else jax.tree.map(partial(jnp.repeat, repeats=26, axis=1), PLACES)
+    if length != L:
+        places = Places(jnp.cumsum(jnp.ones_like(places.positions), axis=1) - 1, places.segments).part(0, length)
+    inputs = [jnp.asarray(generator.standard_normal((B, length, heads, C)), dtype) for heads in (H, 2, 2, H)]
+    bias = jnp.asarray(generator.standard_normal((rows, H, length, length)), jnp.float32)
+    rule = Rule(window=40, scale=0.4, soft_cap=2.0)
+
+    @jit
+    def run(inputs, bias):
+        return [differentiate_biased(function, inputs, bias, places, rule) for function in (kernel, reference)]
+
+    actual, expected = run(inputs, bias)
+    close(actual, expected, 1e-5 if dtype == "float32" else 2**-6)
+    assert actual[1][3].dtype == jnp.float32 and np.any(expected[1][3])
+
+
 @kernels
 def test_other_segments_change_not_a_bit(kernel):
     inputs, others = make(2), make(2, seed=1)
