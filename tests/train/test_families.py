@@ -38,6 +38,7 @@ DEBUG = (
     "gemma:debug",
     "gemma:debug-2",
     "gemma:debug-1",
+    "transformer:debug",
     "t5:debug",
     "t5:debug-1.1",
     "gshard:debug",
