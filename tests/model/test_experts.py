@@ -336,3 +336,29 @@ def test_statistics_come_by_stack_and_layer():
     _, aux, _ = jit(lambda params: Transformer(config).apply({"params": params}, batch))(draw(config))
     assert {name: part["load"].shape for name, part in aux.items()} == {"decoder": (2,), "encoder": (1,)}
     assert np.all(aux["decoder"]["entropy"] <= 12 * np.log(4)) and np.all(aux["decoder"]["load"] <= 1 * 4)
+
+
+def test_layers_and_stacks_draw_apart():
+    """Four layers that are given the same tokens, and add nothing to them: alike undrawn, each its own way drawn."""
+    experts = cfg.CapacityExperts(num_experts=4, capacity_factor=1.0)
+    config = replace(PAIR, pattern=(cfg.Layer(experts=True),), experts=experts)
+    rows = [[tokens(LENGTH, seed)] for seed in range(16)]
+    batch = pack(*rows) | source(*rows)
+    router = np.random.default_rng(0).standard_normal((config.embed_dim, 4)).astype(np.float32)
+
+    def alike(path, value):
+        name = path_name(path)
+        if name.endswith("router/kernel"):
+            return np.broadcast_to(router, value.shape)
+        nothing = name.endswith(("attention/output/kernel", "feed_forward/down/kernel"))
+        return np.zeros_like(value) if nothing else np.ones_like(value) if name.endswith("scale") else value
+
+    params = jax.tree_util.tree_map_with_path(alike, draw(config))
+    run = jit(lambda params, keys: Transformer(config).apply({"params": params}, batch, row_keys=keys)[1])
+
+    def dropped(keys):
+        aux = run(params, keys)
+        return [*np.asarray(aux["decoder"]["dropped"]), *np.asarray(aux["encoder"]["dropped"])]
+
+    assert len(set(dropped(None))) == 1
+    assert len(set(dropped(jax.random.split(jax.random.key(1), 16)))) == 4

@@ -18,6 +18,7 @@ from tests.train.test_devices import batches, compiled
 from train import mesh
 from train.assembly import assemble
 from train.config import Mesh, Sgd
+from train.step import Step
 
 # Experts of every second layer that run out of places; second choices are drawn.
 CHANGES = {
@@ -91,6 +92,14 @@ def test_micro_batches_are_the_batch(sizes, parts, alone):
     config, start, params, metrics = alone
     changed = replaced(config, {"mesh": sizes, "train.accumulate": parts})
     same(learned(changed, start, accumulate=parts), (params, metrics))
+
+
+def test_every_row_of_every_step_draws_from_its_own_key(alone):
+    assembly = assemble(alone[0])
+    keys = [Step(assembly.task, assembly.optimizer, None, seed).row_keys(step, 8) for seed in (0, 1) for step in (0, 1)]
+    assert len(np.unique(np.concatenate([jax.random.key_data(part) for part in keys]), axis=0)) == 4 * 8
+    again = Step(assembly.task, assembly.optimizer, None, 0, accumulate=4).row_keys(0, 8)
+    np.testing.assert_array_equal(jax.random.key_data(again), jax.random.key_data(keys[0]))
 
 
 COLLECTIVES = re.compile(r"= \(?(\w+\[[\d,]*\]).* (all-to-all|all-gather|all-reduce|reduce-scatter|collective-permute)")
