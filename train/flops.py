@@ -9,6 +9,8 @@ window under one, the length in an encoder. A prefix that sees itself both ways 
 it is. Where a row predicts fewer tokens than it has, its head counts for those. Of experts count those that a token
 goes to, the places that stay empty and the sums that fill them not. Beside an encoder tokens are the decoder's, and
 what the encoder does for a row, and the decoder with its output, is shared out among them.
+Of DeBERTa each term of relative positions counts as half of what content has, a product without values; the projections
+of their table, which all rows share, count not; its mask decoder counts as often as it applies the last layer.
 Embeddings are not counted, and neither is recomputation under remat.
 """
 
@@ -22,7 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from data.objective_config import MaskedObjective, QaObjective, ReplacedTokenObjective
-from model.config import Model
+from model.config import DisentangledPositions, Model
 from model.parameters import Declaration, path_name
 from model.replaced import DISCRIMINATOR, GENERATOR, discriminator, generator
 from train.config import Config
@@ -39,6 +41,7 @@ PEAKS = {
     "TPU v6 lite": 918e12,
 }
 READ = re.compile("^encoder_|/cross_attention/(key|value)/")  # parameters that meet an encoder's tokens, by their paths
+RELATIVE = re.compile("/attention/position_(key|query)/")  # those that meet a table of relative positions
 FORMULA = "(6 * kernels + 12 * layers * heads * head_dim * mean keys seen) * tokens/s / peak"
 
 
@@ -62,16 +65,21 @@ def flops_per_token(
     predicted = (length if predictions is None else predictions) / length
     shares = {"head": predicted, "head_transform": predicted, "heads": 1 / length}
     read = source_length / length
+    again = max(0, model.mask_decoder_passes - 1)  # more times than once that the last layer is applied
     kernels = model.padded_vocab_size * model.embed_dim * predicted if model.tied_head else 0.0
     for path, leaf in jax.tree_util.tree_flatten_with_path(declarations)[0]:
         if leaf.kind == "kernel":
             name = path_name(path)
             share = read if READ.search(name) else shares.get(name.split("/")[0], 1.0)
             share = 1.0 if name.startswith("heads/replaced/") else share
+            share = 0.0 if RELATIVE.search(name) else share * (1 + again / model.num_layers * leaf.stacked)
             active = model.experts.top_k / model.experts.num_experts if "experts" in leaf.axes else 1.0
             kernels += math.prod(leaf.shape) * share * active
     layers = [model.pattern[index % len(model.pattern)] for index in range(model.num_layers)]
     keys = sum(keys_seen(length, layer.window) if model.attention.causal else length for layer in layers)
+    if isinstance(model.positions, DisentangledPositions):
+        terms = model.positions.content_to_position + model.positions.position_to_content
+        keys = (keys + again * length) * (1 + terms / 2)
     if model.encoder_layers:
         keys += source_length * (model.num_layers + read * model.encoder_layers)
     return 6.0 * kernels + 12.0 * keys * model.attention.num_heads * model.head_dim

@@ -240,7 +240,7 @@ def test_neighbours_are_those_of_the_segment():
     same(found[1], np.array([[0, 7, 0]] + 5 * [[0, 0, 0]], np.float32))
 
 
-DROPPING = decoding(replace(LATER, dropout=0.2, attention=replace(LATER.attention, dropout=0.2)))  # three layers
+DROPPING = decoding(replace(LATER, dropout=0.2, attention=replace(LATER.attention, dropout=0.2)), passes=1)
 BATCH = with_targets(PACKED)
 
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from model.config import CapacityExperts, Layer, Model
+from model.config import Attention, CapacityExperts, Convolution, DisentangledPositions, Layer, Model, Norm
 from model.transformer import Transformer
 from tests.model.jaxprs import dot_flops
 from tests.model.small import GEMMA, GPT2, LLAMA, declared, draw, loss_of, pack, sourced, tokens, with_targets
@@ -111,3 +111,32 @@ def test_of_experts_those_that_a_token_goes_to_are_counted(experts):
     counted, dense = (flops.flops_per_token(config, declared(config), 12) for config in (mixed, LLAMA))
     network, router = 3 * 16 * 24, 16 * experts.num_experts
     assert LLAMA.num_layers == 2 and counted - dense == 6 * ((experts.top_k - 1) * network + router)
+
+
+@pytest.mark.parametrize("size", ("debug", "debug-2"))
+def test_flops_of_deberta_debug_are_those_counted_by_hand(size):
+    """Two layers x 64, the last of them twice; rows of 64, 10 of whose tokens go through the head."""
+    config = load(f"configs/deberta.py:{size}")
+    layers = 3 * (4 * 64 * 64 + 2 * 64 * 256)
+    scores = 3 * 4 * 64 * 64  # of content, of each position, and the mixing
+    convolution = 3 * 64 * 64 if size == "debug-2" else 0
+    head = 10 / 64 * (64 * 64 + 64 * 1024)
+    expected = 6 * (layers + scores + convolution + head)
+    assert flops.of_training(config, declared(config.model)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("convolution", (Convolution(), Convolution(3)))
+def test_flops_of_deberta_are_the_products_that_are_traced(convolution):
+    """But for those of the table of relative positions, of whose 8 rows the reference kernel forms scores."""
+    length, rows, width = 8, 8, 16
+    positions = DisentangledPositions(span=4, mask_decoder_passes=2, absolute_length=length)
+    attention = Attention(num_heads=4, causal=False, kernel="reference")
+    norm = Norm("layernorm", placement="post")
+    config = replace(LLAMA, positions=positions, attention=attention, norm=norm, convolution=convolution)
+    batch = pack([tokens(length, 1)], length=length)
+    hidden = jax.make_jaxpr(lambda params: Transformer(config).apply({"params": params}, batch)[0])(draw(config))
+    applied = config.num_layers + 1
+    tables = applied * 2 * (2 * rows * width * width)  # as keys and as queries
+    head = 2 * length * config.padded_vocab_size * width
+    counted = flops.flops_per_token(config, declared(config), length)
+    assert counted * length / 3 == pytest.approx(dot_flops(hidden) + head - tables)
