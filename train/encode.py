@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import flax.linen as nn
@@ -78,6 +79,7 @@ def embed(run: Run, texts: Sequence[str], pooling: str = "mean") -> list[dict]:
         raise ConfigError(f"--pooling is pooler, which this model lacks; choose one of {', '.join(POOLINGS)}")
     rows = [framed(model, tokenizer, ids.tolist()) for ids in tokenizer.encode_batch(texts)]
     check_lengths(model, rows)
+    model = undecoded(model)
     vectors = [
         vector
         for start in range(0, len(rows), ROWS)
@@ -87,6 +89,13 @@ def embed(run: Run, texts: Sequence[str], pooling: str = "mean") -> list[dict]:
         {"text": text, "tokens": row, "embedding": vector[: model.config.embed_dim].tolist()}
         for text, row, vector in zip(texts, rows, vectors, strict=False)
     ]
+
+
+def undecoded(model: Transformer) -> Transformer:
+    """The model without DeBERTa's mask decoder, which its parameters serve as well: states are the last layer's."""
+    if not model.config.mask_decoder_passes:
+        return model
+    return model.clone(config=replace(model.config, positions=replace(model.config.positions, mask_decoder_passes=0)))
 
 
 def fill(run: Run, texts: Sequence[str], count: int = 5) -> list[dict]:

@@ -28,6 +28,7 @@ def runs(tmp_path_factory) -> dict:
     sources = {
         "encoder": publish_encoder(directory / "encoder-hf", "bert_pretraining", lowercase=True),
         "bare": publish_encoder(directory / "bare-hf", "bert_masked", lowercase=True),
+        "deberta": publish_encoder(directory / "deberta-hf", "deberta_decoder", lowercase=True),
         "decoder": publish_decoder(directory / "decoder-hf"),
     }
     return {name: imported(source, directory / name) for name, source in sources.items()}
@@ -73,6 +74,19 @@ def test_texts_asked_together_are_each_asked_alone(encoder, monkeypatch):
     for results in (encode.embed(encoder, TEXTS), [encode.embed(encoder, [text])[0] for text in TEXTS]):
         for one, other in zip(results, together, strict=True):
             np.testing.assert_allclose(one["embedding"], other["embedding"], rtol=0, atol=1e-6)
+
+
+def test_the_mask_decoder_of_deberta_fills_and_is_no_part_of_a_vector(runs):
+    """Whose table of absolute positions no vector then reads."""
+    model, params, tokenizer = generate.load_run(runs["deberta"])
+    assert model.config.mask_decoder_passes == 2
+    moved = {**params, "mask_decoder": {"table": -params["mask_decoder"]["table"]}}
+    (vector,), (same,) = (encode.embed((model, tree, tokenizer), ["hello"]) for tree in (params, moved))
+    assert vector == same
+    (filled,), (other,) = (encode.fill((model, tree, tokenizer), ["hello [MASK]"]) for tree in (params, moved))
+    assert filled["masks"] != other["masks"]
+    read = forward((model, params, None), vector["tokens"], lambda model, hidden: hidden.mean(axis=1))
+    assert not np.allclose(read / np.linalg.norm(read), vector["embedding"], atol=1e-2)
 
 
 def test_candidates_are_the_likeliest_of_the_softmax_at_each_mask(encoder):
