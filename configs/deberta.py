@@ -23,8 +23,13 @@ twice, whose queries know their absolute positions. Masks are drawn token by tok
 of up to three. Learning rates, batches, warm-up and decay are the papers'; of v2-xlarge, which none tells, those of
 v2-xxlarge. Batches are counted for several accelerators; on fewer, raise `train.accumulate`: the numbers stay the same.
 
-To train a head on what was pre-trained, leave the decoder out, as its authors do:
-`--config.model.positions.mask_decoder_passes=0 --config.model.language_head=false`, and what belongs to it.
+A head for another task is put on the encoder without that decoder, as its authors do; a run then begins from it by
+`train.init_from`:
+
+    python -m train.convert export --run runs/deberta-base --hf published
+    python -m train.convert import --hf published --workdir runs/deberta-spans --initialise_missing_heads \
+        --config.model.positions.mask_decoder_passes=0 --config.model.language_head=false \
+        --config.model.head_transform=false --config.model.head_bias=false --config.model.heads.spans=true
 """
 
 from typing import NamedTuple

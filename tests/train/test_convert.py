@@ -209,6 +209,16 @@ def test_a_head_that_the_source_lacks_is_made_when_asked_and_said(tmp_path, caps
     assert 0.005 < np.std(kernel) < 0.05 and np.abs(kernel).max() <= 0.04
 
 
+def test_a_head_is_put_on_an_encoder_without_its_mask_decoder(tmp_path, capsys):
+    source = publish_encoder(tmp_path / "hf", "deberta_decoder")
+    changes = [f"--config.model.{head}=false" for head in ("language_head", "head_transform", "head_bias")]
+    changes += ["--config.model.positions.mask_decoder_passes=0", SPANS, "--initialise_missing_heads"]
+    assert imported(source, tmp_path / "run", *changes) == 0
+    said = capsys.readouterr().err
+    assert "initialised with seed 0: heads/spans/bias, heads/spans/kernel" in said
+    assert "left out" in said and "deberta.embeddings.position_embeddings.weight" in said
+
+
 def test_a_head_that_is_not_wanted_is_left_out_and_said(tmp_path, capsys):
     source = publish_encoder(tmp_path / "hf", "bert_spans")
     assert imported(source, tmp_path / "run", "--config.model.heads.spans=false") == 0
