@@ -117,6 +117,7 @@ def _check_shapes(config: Config) -> list[tuple[str, str]]:
     tokenizer, vocabulary = config.data.tokenizer, config.model.vocab_size
     ids = tokenizer_config.vocabulary(tokenizer)
     objective, decoded = config.data.objective, target_length(config)
+    bound = "absolute_length" if config.model.mask_decoder_passes else "length"
     predicted = ("data.length" if decoded == length else "a decoder's row of", decoded)
     if isinstance(objective, MaskedObjective | ReplacedTokenObjective):
         predicted = ("data.objective.max_predictions", objective.max_predictions)
@@ -124,8 +125,8 @@ def _check_shapes(config: Config) -> list[tuple[str, str]]:
         (
             longest is not None and length > longest,
             "data.length",
-            f"is {length}, longer than the learned table's model.positions.length {longest}; shorten one or "
-            "lengthen the other",
+            f"is {length}, longer than the learned table's model.positions.{bound} {longest}; shorten one or lengthen "
+            "the other",
         ),
         (
             ids is not None and ids > vocabulary,

@@ -17,7 +17,7 @@ from data.schema import to_plain
 from tests.helpers import ROOT, TEXT, environment, lines, steps, tiny, train
 from train.rundir import open_run
 
-GPT2, LLAMA = (f"{ROOT}/configs/{name}.py:debug" for name in ("gpt2", "llama"))
+GPT2, LLAMA, DEBERTA = (f"{ROOT}/configs/{name}.py:debug" for name in ("gpt2", "llama", "deberta"))
 
 
 LIMITED = """
@@ -72,6 +72,7 @@ SETTINGS = (
     (("--config", GPT2, "--config.model.attention.num_heads=5"), "num_heads is 5, which does not divide embed_dim 64"),
     (("--config", GPT2, "--config.train.accumulate=3"), "accumulate is 3, which does not divide train.batch_size 8"),
     (("--config", GPT2, "--config.data.length=128"), "data.length is 128, longer than the learned table's"),
+    (("--config", DEBERTA, "--config.data.length=128"), "learned table's model.positions.absolute_length 64"),
     (("--config", GPT2, "--config.optim.optimizer.name=adamm"), "adamm.*did you mean adam"),
 )
 
