@@ -32,7 +32,7 @@ def discriminator(config: cfg.Model) -> cfg.Model:
         return config
     positions = config.positions
     if isinstance(positions, cfg.DisentangledPositions):
-        positions = replace(positions, mask_decoder_passes=0)
+        positions = replace(positions, mask_decoder_passes=0, absolute_length=cfg.DisentangledPositions.absolute_length)
     headless = {"language_head": False, "head_transform": False, "head_bias": False}
     return replace(config, generator_layers=0, positions=positions, **headless)
 
@@ -48,6 +48,11 @@ def initialise_both(config: cfg.Model, key) -> dict:
     for name in set(TABLES) & set(embedding):
         embedding[name] = jax.tree.map(_zero, embedding[name], is_leaf=is_declared)
     return found
+
+
+def initialise_whole(config: cfg.Model, key) -> dict:
+    """The tree of `Declared` that a run of the configuration trains: of both, or of a lone model."""
+    return initialise_both(config, key) if config.generator_layers else initialise(Transformer(config), key)
 
 
 def _zero(declared):

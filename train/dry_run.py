@@ -27,8 +27,11 @@ def describe(config: Config) -> str:
     state = {name: bytes_per_device(getattr(assembly.abstract, name)) for name in ("params", "opt_state", "ema")}
     gradients = state["params"]
     batch = {key: (train.batch_size, *shape) for key, (shape, _, _) in assembly.task.spec.items()}
+    layers = f"{model.num_layers} layers"
+    if model.generator_layers:
+        layers = f"a generator of {model.generator_layers} layers beside a discriminator of {layers}"
     lines = [
-        f"model       {count:,} parameters, {model.num_layers} layers x {model.embed_dim}, "
+        f"model       {count:,} parameters, {layers} x {model.embed_dim}, "
         f"{model.attention.num_heads} heads x {model.head_dim}, {model.num_kv_heads} key-value heads, "
         f"vocabulary {model.vocab_size:,} stored as {model.padded_vocab_size:,}",
         f"batch       {train.batch_size} rows x {length} = {tokens:,} tokens a step, "

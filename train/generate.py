@@ -12,6 +12,7 @@ import json
 import math
 import zlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -27,7 +28,8 @@ from data.tokenizer_config import FileTokenizer
 from model.beam import BeamSearch, beam_search
 from model.generate import Sampling, generate
 from model.parameters import declarations
-from model.transformer import Transformer, initialise
+from model.replaced import GENERATOR, discriminator, generator, initialise_whole, merged
+from model.transformer import Transformer
 from train.checkpoint import load_params
 from train.config import Config
 from train.encode import PAD_TO, POOLINGS, Run, check_lengths, embed, fill
@@ -38,21 +40,28 @@ NEW_TOKENS = 64  # written at most, where --max_new_tokens does not say
 MORE_TOKENS = 50  # than a source has, beside an encoder
 
 
-def load_run(run: Path) -> Run:
-    """Model, parameters (newest checkpoint, one device) and tokenizer of a run directory."""
+def load_run(run: Path, predicts: bool = False) -> Run:
+    """Model, parameters (newest checkpoint, one device) and tokenizer of a run directory.
+
+    Of one that finds replaced tokens the discriminator, which it is for; the generator where what is asked `predicts`
+    masked tokens.
+    """
     if not run.is_dir():
         raise ConfigError(f"--run {run} is not a directory")
     plain = read_json(run / "config.json")
     if plain is None:
         raise CheckpointError(f"{run} holds no run: it has no config.json. Train one with python -m train.main")
     config = from_plain(Config, plain)
-    model = Transformer(config.model)
-    shapes = jax.eval_shape(lambda key: initialise(model, key), jax.random.key(0))
+    shapes = jax.eval_shape(partial(initialise_whole, config.model), jax.random.key(0))
     abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), declarations(shapes))
-    params = load_params(run, abstract)
+    model, params = config.model, load_params(run, abstract)
+    if model.generator_layers and predicts:
+        model, params = generator(model), params[GENERATOR]
+    elif model.generator_layers:
+        model, params = discriminator(model), merged(params)
     setting = config.data.tokenizer
     end_of_text, stop = (setting.end_of_text, setting.stop) if isinstance(setting, FileTokenizer) else (None, None)
-    return model, params, tokenizers.load(run / "tokenizer.json", end_of_text, stop=stop)
+    return Transformer(model), params, tokenizers.load(run / "tokenizer.json", end_of_text, stop=stop)
 
 
 def continue_texts(
@@ -209,7 +218,7 @@ def _is_unicode(text: str) -> bool:
 
 def main(arguments: Sequence[str]) -> None:
     known = parse(arguments)
-    run = load_run(known.run)
+    run = load_run(known.run, predicts=bool(known.fill))
     if known.embed:
         for result in embed(run, known.prompt, known.pooling):
             print(json.dumps(result if known.json else result["embedding"], ensure_ascii=False))

@@ -173,9 +173,9 @@ def _inputs_and_heads(config: Config) -> tuple[tuple[bool, str, str], ...]:
             "is false, but data.objective qa predicts where answers start and end; set it to true",
         ),
         (
-            answers and model.token_types < 2,
+            answers and model.token_types == 1,
             "model.token_types",
-            f"is {model.token_types}, but data.objective qa tells questions and contexts apart; at least 2",
+            "is 1, but data.objective qa has two, of questions and of contexts; set it to 2, or to 0 for none",
         ),
         (
             answers and config.train.z_loss > 0,

@@ -88,7 +88,7 @@ def test_the_loss_is_its_definition_and_does_not_see_padding(tmp_path):
     "changes, fault",
     [
         ({"model.heads": Heads()}, "model.heads.spans is false"),
-        ({"model.token_types": 0}, "model.token_types is 0, but data.objective qa"),
+        ({"model.token_types": 1}, "model.token_types is 1, but data.objective qa"),
         ({"model.attention.causal": True}, "model.attention.causal is true"),
         ({"train.z_loss": 0.1}, "train.z_loss is 0.1, but data.objective qa"),
         ({"train.label_smoothing": 0.1}, "train.label_smoothing is 0.1, but data.objective qa"),

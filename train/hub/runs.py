@@ -32,6 +32,7 @@ from data.tokenizer_config import FileTokenizer
 from model.config import Model
 from model.hub.families import FAMILIES, context, expressing, family_of, from_config, to_config
 from model.hub.family import Family, HubError
+from model.replaced import DISCRIMINATOR, GENERATOR, discriminator, generator, shared
 from model.transformer import Transformer, initialise
 from train import checkpoint, mesh
 from train.assembly import INITIAL_STREAM
@@ -120,6 +121,9 @@ def configuration(source: Source, workdir: Path, overrides: Sequence[str]) -> Co
     problems = [(f"model.{key}", clash) for key, clash in model.checks.check(config.model)] + value_problems(config)
     if config.data.tokenizer != replace(data.tokenizer, lowercase=config.data.tokenizer.lowercase):
         problems.append(("data.tokenizer", "is the source's, of which only lowercase can be another"))
+    if config.model.generator_layers:
+        clash = f"is {config.model.generator_layers}, but a published model comes without a generator; set it to 0"
+        problems.append(("model.generator_layers", clash))
     if problems:
         raise ConfigError("; ".join(f"{key} {clash}" for key, clash in problems))
     return config
@@ -190,19 +194,20 @@ def export_run(
     if plain is None:
         raise ConfigError(f"--run is {run}, which holds no run: it has no config.json.")
     config = from_plain(Config, plain)
-    tree, length = by_path(declared(config.model)), length or config.model.max_length or config.data.length
+    kept = discriminator(config.model)  # of a run that finds replaced tokens
+    tree, length = by_path(declared(kept)), length or kept.max_length or config.data.length
     try:
-        chosen, published = expression(config.model, family, length, list(tree))
+        chosen, published = expression(kept, family, length, list(tree))
     except HubError as error:
         raise ConfigError(f"{run} cannot be exported: {error}.") from error
-    folder, leaf = saved_parameters(run, tree)
+    folder, leaf = kept_parameters(run, config.model, tree)
     with place_for(hf, "--hf") as building:
         building.mkdir()
         end = end_of_text(run, config)
         stops = getattr(config.data.tokenizer, "stop", None)
         published |= tokenizer_files.write(run, building, end, stops, length) | {"torch_dtype": dtype}
-        writer = Writer(building, tensor_shapes(chosen, config.model, tree), dtype, max_shard_bytes)
-        writer.write(export_tensors(chosen, config.model, tree, leaf))
+        writer = Writer(building, tensor_shapes(chosen, kept, tree), dtype, max_shard_bytes)
+        writer.write(export_tensors(chosen, kept, tree, leaf))
         with storage_errors(building / "config.json", "write"):
             write_json(building / "config.json", published)
     return [
@@ -227,6 +232,24 @@ def end_of_text(run: Path, config: Config) -> str | None:
     setting = config.data.tokenizer
     given = setting.end_of_text if isinstance(setting, FileTokenizer) else None
     return tokenizer.load(run / "tokenizer.json", given).end_of_text_token
+
+
+def kept_parameters(run: Path, model: Model, tree: dict) -> tuple[Path, Callable[[str], np.ndarray]]:
+    """`saved_parameters` of the model that a run is for: of a generator and a discriminator that is the second.
+
+    The discriminator's embeddings are then those of the generator and the difference that the run has saved.
+    """
+    if not model.generator_layers:
+        return saved_parameters(run, tree)
+    parts = {GENERATOR: by_path(declared(generator(model))), DISCRIMINATOR: tree}
+    whole = {f"{name}/{path}": leaf for name, part in parts.items() for path, leaf in part.items()}
+    folder, read = saved_parameters(run, whole)
+
+    def leaf(path: str) -> np.ndarray:
+        own = read(f"{DISCRIMINATOR}/{path}")
+        return own + read(f"{GENERATOR}/{path}") if shared(path) else own
+
+    return folder, leaf
 
 
 def saved_parameters(run: Path, tree: dict) -> tuple[Path, Callable[[str], np.ndarray]]:
