@@ -72,9 +72,14 @@ def _candidates(model: Transformer, params, batch: dict, places_BxM, known: int,
 def embed(run: Run, texts: Sequence[str], pooling: str = "mean") -> list[dict]:
     """{"text", "tokens", "embedding"} of each text, in order: `embedding` is its pooled vector of length 1.
 
-    ConfigError where a text is longer than the model's positions, or the model lacks the pooling.
+    ConfigError where a text is longer than the model's positions, or the model lacks the pooling or has two stacks.
     """
     model, params, tokenizer = run
+    if model.config.encoder_layers:
+        raise ConfigError(
+            "--embed wants an encoder or a decoder by itself, and this run's model is both, which writes a text for a "
+            "source: leave --embed out"
+        )
     if pooling == "pooler" and not model.config.heads.pooler:
         raise ConfigError(f"--pooling is pooler, which this model lacks; choose one of {', '.join(POOLINGS)}")
     rows = [framed(model, tokenizer, ids.tolist()) for ids in tokenizer.encode_batch(texts)]
