@@ -27,6 +27,7 @@ SIZES = (
     "gemma:1-7b",
     "gemma:2-27b",
     "gemma:3-27b",
+    "t5:11b",
 )
 
 

@@ -21,8 +21,8 @@ ROOT, ROWS = Path(__file__).resolve().parents[2], 30
 # Short enough for one row, long enough for two spans in it: of one alone T5's rule makes the text's end.
 TEXT = (
     "Before sunrise three quiet fishermen pushed their green boat across cold sand, raised one patched sail and "
-    "steered north until every lamp behind them had gone out; nobody spoke while grey gulls circled above, but first light "
-    "touched distant cliffs."
+    "steered north until every lamp behind them had gone out; nobody spoke while grey gulls circled above, but first "
+    "light touched distant cliffs."
 )
 
 
