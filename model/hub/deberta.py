@@ -146,8 +146,9 @@ def head_size(config: Config) -> None:
 
 
 def absolute_length(config: Config) -> int:
-    read = config.get("mask_decoder_passes") or "max_position_embeddings" not in config
-    return value_of(config, "max_position_embeddings", 512) if read else DisentangledPositions().absolute_length
+    """Rows of the decoder's table: the longest context, where there is a decoder."""
+    default = DisentangledPositions().absolute_length
+    return value_of(config, "max_position_embeddings", 512) if config.get("mask_decoder_passes") else default
 
 
 def decoder_keys(model: Model) -> dict:
@@ -200,38 +201,39 @@ def architecture(prefix: str) -> Callable[[Model], str]:
     return named
 
 
-def family(model_type: str, prefix: str, base: Model, fields: tuple[Field, ...], tensors: dict[str, Tensor]) -> Family:
+FIELDS = (
+    same("vocab_size", "vocab_size"),
+    depth("num_hidden_layers"),
+    same("hidden_size", "embed_dim"),
+    same("intermediate_size", "feed_forward.hidden_dim"),
+    same("num_attention_heads", "attention.num_heads"),
+    same("type_vocab_size", "token_types", 0),
+    activation("hidden_act", "gelu_new", "gelu"),
+    same("layer_norm_eps", "norm.epsilon", 1e-7, float),
+    same("hidden_dropout_prob", "dropout", 0.1, float),
+    same("attention_probs_dropout_prob", "attention.dropout", 0.1, float),
+    same("tie_word_embeddings", "tied_head", True),
+    outer_activation("pooler_hidden_act", "heads.pooler_activation", "gelu"),
+    needed("relative_attention", True, absent=False),
+    needed("position_biased_input", False, absent=True),
+    Field("positions.content_to_position", lambda config: "c2p" in terms(config), term_names),
+    Field("positions.position_to_content", lambda config: "p2c" in terms(config), lambda model: {}),
+    Field("positions.span", span, lambda model: {"max_relative_positions": get_path(model, "positions.span")}),
+    Field("positions.absolute_length", absolute_length, decoder_keys),
+    fixed("legacy", True, False),
+    of_hidden_size("embedding_size"),
+    of_hidden_size("pooler_hidden_size"),
+    Field("", lambda config: None, labels),
+    *deviations(),
+)
+
+
+def family(model_type: str, prefix: str, fields: tuple[Field, ...], tensors: dict[str, Tensor]) -> Family:
     """What both have in common, and what is theirs; `prefix` begins the names of the classes."""
-    relative = "positions.content_to_position", "positions.position_to_content"
-    common = (
-        same("vocab_size", "vocab_size"),
-        depth("num_hidden_layers"),
-        same("hidden_size", "embed_dim"),
-        same("intermediate_size", "feed_forward.hidden_dim"),
-        same("num_attention_heads", "attention.num_heads"),
-        same("type_vocab_size", "token_types", 0),
-        activation("hidden_act", "gelu_new", "gelu"),
-        same("layer_norm_eps", "norm.epsilon", 1e-7, float),
-        same("hidden_dropout_prob", "dropout", 0.1, float),
-        same("attention_probs_dropout_prob", "attention.dropout", 0.1, float),
-        same("tie_word_embeddings", "tied_head", True),
-        outer_activation("pooler_hidden_act", "heads.pooler_activation", "gelu"),
-        needed("relative_attention", True, absent=False),
-        needed("position_biased_input", False, absent=True),
-        Field(relative[0], lambda config: "c2p" in terms(config), term_names),
-        Field(relative[1], lambda config: "p2c" in terms(config), lambda model: {}),
-        Field("positions.span", span, lambda model: {"max_relative_positions": get_path(model, "positions.span")}),
-        Field("positions.absolute_length", absolute_length, decoder_keys),
-        fixed("legacy", True, False),
-        of_hidden_size("embedding_size"),
-        of_hidden_size("pooler_hidden_size"),
-        Field("", lambda config: None, labels),
-        *deviations(),
-    )
     return Family(
         model_type=model_type,
-        base=base,
-        fields=(*common, *fields),
+        base=BASE,
+        fields=(*FIELDS, *fields),
         length_key="max_position_embeddings",
         tensors={**TENSORS, **tensors},
         prefix="deberta.",
@@ -270,7 +272,6 @@ def norms(config: Config) -> bool:
 DEBERTA = family(
     "deberta",
     "Deberta",
-    BASE,
     (
         fixed("talking_head", False, None),
         fixed("share_att_key", False, None),
@@ -283,7 +284,6 @@ DEBERTA = family(
 DEBERTA2 = family(
     "deberta-v2",
     "DebertaV2",
-    BASE,
     (
         needed("share_att_key", True, absent=False),
         Field("positions.shared_projections", lambda config: True, lambda model: {}),
