@@ -301,6 +301,11 @@ def _check_shapes(config: Model) -> list[tuple[str, str]]:
             f"is {config.head_dim}; rotary positions turn pairs, so it must be even",
         ),
         (
+            isinstance(config.positions, SinusoidalPositions) and config.embed_dim % 2 != 0,
+            "embed_dim",
+            f"is {config.embed_dim}; sinusoidal positions are pairs of a sine and a cosine, so it must be even",
+        ),
+        (
             attention.prefix and not attention.causal,
             "attention.prefix",
             "is true, but attention.causal is false: in an encoder all tokens see one another; set it to false",

@@ -16,6 +16,7 @@ from model.config import (
     NoPositions,
     Norm,
     RelativePositions,
+    SinusoidalPositions,
 )
 from tests.model.small import MODELS
 
@@ -54,6 +55,12 @@ def test_an_impossible_architecture_is_refused_by_name(key, case):
     problems = check(replace(Model(), **changes))
     assert [path for path, _ in problems] == [key]
     assert clash in problems[0][1]
+
+
+def test_sinusoids_want_an_even_width():
+    model = replace(Model(), embed_dim=7, attention=Attention(num_heads=1), positions=SinusoidalPositions())
+    assert [(path, clash[:8]) for path, clash in check(model)] == [("embed_dim", "is 7; si")]
+    assert not check(replace(model, embed_dim=8))
 
 
 ENCODER, BESIDE = Attention(causal=False), {"encoder_layers": 2}

@@ -110,6 +110,13 @@ PUBLISHED = {
     "t5": {"model_type": "t5", **T5, "n_positions": 512, "initializer_factor": 1.0},
     "t5, gated": {"model_type": "t5", **T5, "feed_forward_proj": "gated-gelu", "num_decoder_layers": 3},
     "t5, silu": {"model_type": "t5", **T5, "feed_forward_proj": "silu", "dropout_rate": 0.0},
+    "marian": {
+        **{"model_type": "marian", "vocab_size": 101, "d_model": 32, "encoder_layers": 2, "decoder_layers": 3},
+        **{"encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48},
+        **{"activation_function": "swish", "scale_embedding": True, "static_position_embeddings": True},
+        **{"normalize_before": False, "normalize_embedding": False, "add_final_layer_norm": False},
+        "pad_token_id": 100,
+    },
     "gemma3, every third": {**GEMMA3, "sliding_window_pattern": 3},
 }
 

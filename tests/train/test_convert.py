@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data import special_tokens
 from data.cli import exit_code
-from data.objective_config import CausalObjective, MaskedObjective
+from data.objective_config import CausalObjective, MaskedObjective, Seq2SeqObjective
 from data.schema import from_plain
 from model.hub.families import canonical, from_config
 from tests.helpers import replaced, tiny
 from tests.model.hub.small import CONFIGS
+from tests.model.small import same
 from tests.train.hub.published import DECODER, PLAIN, publish, publish_decoder, publish_encoder, publish_gguf
 from train import convert, generate, inspect, loop, main
 from train.assembly import assemble
@@ -113,6 +115,30 @@ def test_a_text_ends_where_the_published_model_ends_it(case, tmp_path):
     written = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (written["eos_token_id"], written["bos_token_id"]) == (byte, 256)
     assert written["max_position_embeddings"] == 77
+
+
+@pytest.mark.parametrize("name", ("marian", "t5"))
+def test_an_encoder_decoder_begins_and_ends_as_published(name, tmp_path):
+    """With its padding and with its end of text; and is exported so."""
+    ids = {"decoder_start_token_id": 257, "eos_token_id": ord("E"), "is_encoder_decoder": True}
+    hf = publish_decoder(tmp_path / "hf", {**CONFIGS[name], "vocab_size": 260, **ids})
+    content = json.loads((hf / "tokenizer.json").read_text())
+    (hf / "tokenizer.json").write_text(json.dumps(special_tokens.extended(content, ["<pad>"])))
+    assert imported(hf, tmp_path / "run") == 0
+    config = config_of(tmp_path / "run")
+    assert (config.data.tokenizer.end_of_text, config.data.tokenizer.stop) == ("<pad>", "E")
+    assert config.data.objective == Seq2SeqObjective()
+    model, params, tokenizer = generate.load_run(tmp_path / "run")
+    assert (tokenizer.end_of_text, tokenizer.stop) == (257, ord("E"))
+    found = [
+        generate.continue_texts((model, params, tokenizer), ["ab", "c"], 4, how)
+        for how in (generate.Sampling(0.0), generate.BeamSearch(1))
+    ]
+    assert [result["tokens"] for result in found[0]] == [result["tokens"] for result in found[1]]
+    assert exported(tmp_path / "run", tmp_path / "out", "--length", "64") == 0
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert {key: written[key] for key in ids} == ids and written["model_type"] == name
+    same(contents(tmp_path / "out"), contents(hf))
 
 
 def test_an_encoder_may_be_cased_otherwise_than_its_file_says(tmp_path, capsys):

@@ -26,7 +26,7 @@ from data.config import Data
 from data.errors import ConfigError, DataError
 from data.files import storage_errors, sync
 from data.loader import DATA_ORDER_VERSION
-from data.objective_config import CausalObjective, MaskedObjective
+from data.objective_config import CausalObjective, MaskedObjective, Objective, Seq2SeqObjective
 from data.schema import config_hash, from_plain, to_plain
 from data.tokenizer_config import FileTokenizer
 from model.config import Model
@@ -108,10 +108,9 @@ def configuration(source: Source, workdir: Path, overrides: Sequence[str]) -> Co
     except (HubError, ConfigError) as error:
         raise DataError(f"{source.path} cannot be imported: {error}.") from error
     path = "" if source.tokenizer is None else str(workdir / "tokenizer.json")
-    objective = MaskedObjective(next_sentence=published.heads.next_sentence)
     data = Data(
         tokenizer=FileTokenizer(path=path, end_of_text=source.end_of_text, stop=source.stop),
-        objective=CausalObjective() if published.attention.causal else objective,
+        objective=objective_of(published),
     )
     data = data if length is None else replace(data, length=length)
     with tempfile.TemporaryDirectory() as directory:
@@ -127,6 +126,15 @@ def configuration(source: Source, workdir: Path, overrides: Sequence[str]) -> Co
     if problems:
         raise ConfigError("; ".join(f"{key} {clash}" for key, clash in problems))
     return config
+
+
+def objective_of(published: Model) -> Objective:
+    """What a run that begins from a published model would train it on."""
+    if published.encoder_layers:
+        return Seq2SeqObjective()
+    if published.attention.causal:
+        return CausalObjective()
+    return MaskedObjective(next_sentence=published.heads.next_sentence)
 
 
 def initial_values(config: Config, shardings: dict, paths: list[str]) -> dict:
@@ -205,7 +213,10 @@ def export_run(
         building.mkdir()
         end = end_of_text(run, config)
         stops = getattr(config.data.tokenizer, "stop", None)
-        published |= tokenizer_files.write(run, building, end, stops, length) | {"torch_dtype": dtype}
+        ids = tokenizer_files.write(run, building, end, stops, length)
+        if kept.encoder_layers and "bos_token_id" in ids:
+            ids["decoder_start_token_id"] = ids["bos_token_id"]
+        published |= ids | {"torch_dtype": dtype}
         writer = Writer(building, tensor_shapes(chosen, kept, tree), dtype, max_shard_bytes)
         writer.write(export_tensors(chosen, kept, tree, leaf))
         with storage_errors(building / "config.json", "write"):

@@ -116,12 +116,17 @@ def vocabulary_of(content: dict, path: Path) -> dict[str, int]:
 def end_of_text(content: dict | None, settings: Mapping[str, Any], config: Mapping[str, Any], path: Path) -> str | None:
     """What `data.tokenizer.end_of_text` must say: the token that begins a document, as the model has seen it.
 
-    That is what the tokenizer itself puts before a text (Llama's and Gemma's beginning of text), else the end of
-    text. None where the loader finds the same by its usual names: always so for an encoder.
+    That is what a decoder beside an encoder is said to begin with (T5's and Marian's padding), else what the tokenizer
+    itself puts before a text (Llama's and Gemma's beginning of text), else the end of text. None where the loader finds
+    the same by its usual names: always so for an encoder.
     """
     if content is None:
         return None
     vocabulary = vocabulary_of(content, path)
+    start = config.get("decoder_start_token_id") if config.get("is_encoder_decoder") else None
+    begins = next((token for token, index in vocabulary.items() if index == start), None)
+    if begins is not None:
+        return begins
     if any(name in vocabulary for name in MASK_NAMES):
         return None
     begins = first_special(content.get("post_processor")) if settings.get("add_bos_token") is not False else None
