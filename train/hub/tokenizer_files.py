@@ -22,6 +22,8 @@ SPECIAL = {
     "pad_token": ("[PAD]", "<pad>"),
     "mask_token": ("[MASK]", "<mask>"),
 }
+SPIECE, SENTINELS = "spiece.model", 100  # T5's file, and how many sentinels its tokenizer has that it has not
+MOST_SENTINELS = 10_000
 IDS = ("bos_token", "eos_token", "pad_token")  # those whose ids a config.json names
 BERT_RULES = {  # how tokenizer_config.json says what a BertNormalizer does
     "do_lower_case": "lowercase",
@@ -34,16 +36,17 @@ def read(directory: Path) -> tuple[dict | None, dict]:
     """(content of a tokenizer.json or None, content of tokenizer_config.json) of a model's directory.
 
     A vocab.txt becomes BERT's WordPiece; text is lower-cased unless the tokenizer_config.json says otherwise, and
-    what that says stands above a tokenizer.json of BERT's rules. A tokenizer.model is SentencePiece's. Padding and
-    truncation are turned off.
+    what that says stands above a tokenizer.json of BERT's rules. A tokenizer.model is SentencePiece's, and so is T5's
+    spiece.model. Padding and truncation are turned off.
     """
     settings = read_object(directory / "tokenizer_config.json") or {}
     content = read_object(directory / "tokenizer.json")
     if content is None and (directory / "vocab.txt").exists():
         content = wordpiece.content(wordpiece.read_vocabulary(directory / "vocab.txt"), lowercase=True)
         content["post_processor"] = pair_template(content)
-    if content is None and (directory / "tokenizer.model").exists():
-        content = from_sentencepiece(directory / "tokenizer.model", settings)
+    for name in ("tokenizer.model", SPIECE):
+        if content is None and (directory / name).exists():
+            content = from_sentencepiece(directory / name, settings)
     if content is None:
         return None, settings
     vocabulary_of(content, directory / "tokenizer.json")
@@ -57,8 +60,9 @@ def read(directory: Path) -> tuple[dict | None, dict]:
 
 
 def from_sentencepiece(path: Path, settings: Mapping[str, Any]) -> dict | None:
-    """Llama's, Mistral's and Gemma's: the model, tokens added to it, and the beginning of text put before each.
+    """Llama's, Mistral's, Gemma's and T5's: the model, tokens added to it, and the beginning of text put before each.
 
+    The sentinels of a spiece.model stand behind its pieces, the last one first; mT5's has them among those.
     None for a file of ranks that bears the same name: it tells no special tokens.
     """
     with storage_errors(path, "read"):
@@ -68,6 +72,8 @@ def from_sentencepiece(path: Path, settings: Mapping[str, Any]) -> dict | None:
     content = sentencepiece_file.content(data, path)
     try:
         added = {entry["content"]: int(index) for index, entry in (settings.get("added_tokens_decoder") or {}).items()}
+        if path.name == SPIECE and not added:
+            added = sentinels(vocabulary_of(content, path), settings.get("extra_ids", SENTINELS), path)
         content = special_tokens.extended(content, sorted(added, key=added.get))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(f"The added_tokens_decoder in tokenizer_config.json beside {path} is none: {error}.") from error
@@ -83,6 +89,15 @@ def from_sentencepiece(path: Path, settings: Mapping[str, Any]) -> dict | None:
     if begins in vocabulary and settings.get("add_bos_token") is not False:
         content["post_processor"] = beginning(begins, vocabulary[begins])
     return content
+
+
+def sentinels(vocabulary: Mapping[str, int], count: Any, path: Path) -> dict[str, int]:
+    """`{token: id}` of `count` sentinels behind a vocabulary, <extra_id_0> being the last."""
+    if not isinstance(count, int) or not 0 <= count <= MOST_SENTINELS:
+        wanted = f"must be a whole number from 0 to {MOST_SENTINELS}"
+        raise DataError(f"The extra_ids in tokenizer_config.json beside {path} is {count!r}, {wanted}.")
+    last = max(vocabulary.values()) + count
+    return {f"<extra_id_{index}>": last - index for index in range(count)}
 
 
 def read_object(path: Path) -> dict | None:

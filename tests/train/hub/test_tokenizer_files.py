@@ -140,6 +140,40 @@ def test_a_sentencepiece_model_and_settings_of_another_are_refused(llama, added,
         tokenizer_files.read(tmp_path)
 
 
+@pytest.fixture(scope="module")
+def t5() -> bytes:
+    """A SentencePiece model as T5 has it."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        **{"sentence_iterator": iter(["the quick brown fox"] * 9), "model_writer": model, "vocab_size": 60},
+        **{"model_type": "unigram", "minloglevel": 2, "hard_vocab_limit": False},
+        **{"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1},
+    )
+    return model.getvalue()
+
+
+@pytest.mark.parametrize(("said", "count"), [({}, 100), ({"extra_ids": 3}, 3), ({"extra_ids": 0}, 0)], ids=str)
+def test_the_sentinels_of_t5_stand_behind_its_pieces(t5, said, count, tmp_path):
+    (tmp_path / "spiece.model").write_bytes(t5)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**said, "eos_token": "</s>", "pad_token": "<pad>"}))
+    theirs = sentencepiece.SentencePieceProcessor(model_proto=t5)
+    found, told = tokenizer_files.read(tmp_path)
+    whole = tokenizers.Tokenizer.from_str(json.dumps(found))
+    assert whole.get_vocab_size() == theirs.vocab_size() + count
+    last = whole.get_vocab_size() - 1
+    assert [whole.token_to_id(f"<extra_id_{index}>") for index in range(count)] == [last - i for i in range(count)]
+    assert whole.encode("the fox").ids == theirs.encode("the fox")
+    assert tokenizer_files.stop(found, told, {"eos_token_id": 1}, tmp_path) == "</s>"
+
+
+@pytest.mark.parametrize("count", [-1, 2.5, "100", None, 10**9])
+def test_sentinels_that_cannot_be_are_refused(t5, count, tmp_path):
+    (tmp_path / "spiece.model").write_bytes(t5)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"extra_ids": count}))
+    with pytest.raises(DataError, match="extra_ids in tokenizer_config.json beside .* must be a whole number"):
+        tokenizer_files.read(tmp_path)
+
+
 def test_ranks_of_the_same_name_are_not_guessed_at(tmp_path):
     (tmp_path / "tokenizer.model").write_bytes(b"IQ== 0\nIg== 1\n")
     assert tokenizer_files.read(tmp_path) == (None, {})
