@@ -38,6 +38,7 @@ from train.rundir import read_json
 
 NEW_TOKENS = 64  # written at most, where --max_new_tokens does not say
 MORE_TOKENS = 50  # than a source has, beside an encoder
+MOST_BEAMS = 1024  # each of which is a row of the cache
 
 
 def load_run(run: Path, predicts: bool = False) -> Run:
@@ -178,7 +179,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         ("top_k", known.top_k is None or known.top_k >= 1, "at least 1"),
         ("top_p", known.top_p is None or 0 < known.top_p <= 1, "above 0 and at most 1"),
         ("seed", 0 <= known.seed < 2**32, "from 0 to 2**32 - 1"),
-        ("beams", known.beams is None or known.beams >= 1, "at least 1"),
+        ("beams", known.beams is None or 1 <= known.beams <= MOST_BEAMS, f"from 1 to {MOST_BEAMS}"),
         ("length_penalty", known.length_penalty is None or 0 <= known.length_penalty < math.inf, "at least 0, finite"),
         ("candidates", known.candidates >= 1, "at least 1"),
         ("pooling", known.pooling in POOLINGS, f"one of {', '.join(POOLINGS)}"),

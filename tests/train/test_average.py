@@ -9,7 +9,8 @@ import pytest
 
 from data.cli import exit_code
 from tests import helpers
-from train import average, checkpoint, generate, inspect, main, manifest
+from train import average, checkpoint, convert, generate, inspect, loop, main, manifest
+from train.assembly import assemble
 
 STEPS = (2, 4, 6, 8)
 
@@ -55,7 +56,7 @@ def test_of_one_checkpoint_it_is_the_checkpoint(run, tmp_path):
 
 
 def test_the_mean_is_a_run(run, tmp_path, capsys):
-    """It continues texts, begins another run, and is not trained in place."""
+    """It continues texts, begins another run, is exported, and is not trained in place."""
     mean = tmp_path / "mean"
     assert averaged(run, mean, "--last", "2") == 0
     assert exit_code(generate.main, ["--run", str(mean), "--prompt", "7", "--max_new_tokens", "2", "--json"]) == 0
@@ -63,6 +64,9 @@ def test_the_mean_is_a_run(run, tmp_path, capsys):
     _, params, tokenizer = generate.load_run(mean)
     assert inspect.digest(params) == inspect.report(mean, None)["params_sha256"]
     assert tokenizer.fingerprint == generate.load_run(run)[2].fingerprint
+    config = helpers.tiny(tmp_path, {"model.num_layers": 1, "train.init_from": str(mean)})
+    assert inspect.digest(loop.initial(assemble(config)).params) == inspect.digest(params)
+    assert exit_code(convert.main, ["export", "--run", str(mean), "--hf", str(tmp_path / "hf")]) == 0
     cache = f"--config.data.cache_dir={tmp_path / 'cache'}"
     assert exit_code(main.main, ["--config", str(mean / "config.json"), "--workdir", str(mean), cache]) == 2
     assert "train.average" in capsys.readouterr().err

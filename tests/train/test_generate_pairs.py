@@ -115,7 +115,8 @@ def test_a_translation_is_printed_without_its_source(run, capsys):
 
 
 REFUSED = {
-    "--beams is 0, must be at least 1": ["--beams", "0"],
+    "--beams is 0, must be from 1 to 1024": ["--beams", "0"],
+    "--beams is 1025, must be": ["--beams", "1025"],
     "--beams searches for a text, and --temperature": ["--beams", "2", "--temperature", "1"],
     "--beams searches for a text, and --top_k": ["--beams", "2", "--top_k", "1"],
     "--beams searches for what continues": ["--beams", "2", "--embed"],
