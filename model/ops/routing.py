@@ -3,8 +3,9 @@
 A group of S tokens shares out C places at each of E experts. Two rules for two choices a token, top-2 gating:
 
 - paper: Lepikhin et al. 2020, algorithm 1. A second choice that the draw leaves out counts as if it stood in its place.
-- code: `Top2GatingOnLogits` of lingvo and `_top_2_gating` of Mesh TensorFlow, as they are by default. It counts for
-  nothing; the auxiliary loss is E^2 times the paper's, 1 for even gates; places are a multiple of 4.
+- code: `Top2GatingOnLogits` of lingvo, and `_top_2_gating` of Mesh TensorFlow from which it comes, with the paper's
+  probability of a second choice. One that the draw leaves out takes no place; the auxiliary loss is E^2 times the
+  paper's, 1 for even gates; places are rounded up to a multiple of 4, as lingvo does.
 
 One choice a token is Switch (Fedus et al. 2021, section 2.2): its weight is the gate as it is, its auxiliary loss the
 code's. All first choices of a group come before all second ones, each in the order of the tokens. So where places run

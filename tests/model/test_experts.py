@@ -44,7 +44,7 @@ MIXTURES = {
     "switch": (varied(top_k=1), gating.switch),
     "room for all": (varied(capacity_factor=4.0), gating.paper),
 }
-mixtures = pytest.mark.parametrize(("config", "loop"), MIXTURES.values(), ids=MIXTURES)
+SLOW = pytest.mark.slow
 SEGMENTS = np.array([[1] * 7 + [2] * 5, [1] * 9 + [0] * 3], np.int32)
 KEYS = jax.random.split(jax.random.key(3), B)
 
@@ -107,9 +107,10 @@ def looped(params, config, loop, x, segments, draws=None):
     return y, loss, missed
 
 
-@mixtures
-@pytest.mark.parametrize("training", (True, False), ids=("training", "evaluation"))
-def test_experts_are_the_loop(config, loop, training):
+@pytest.mark.parametrize("name", MIXTURES)
+@pytest.mark.parametrize("training", (True, pytest.param(False, marks=SLOW)), ids=("training", "evaluation"))
+def test_experts_are_the_loop(name, training):
+    config, loop = MIXTURES[name]
     params, x = weights(config), states()
     keys = KEYS if training else None
     y, aux = module(config)(params, x, SEGMENTS, keys, None)
@@ -303,7 +304,9 @@ def test_packed_is_alone_and_padded_is_unpadded():
     close(packed, logits(DECODER)(params, pack([SECOND], length=len(SECOND)))[0, :, :100], 1e-5)
 
 
-@pytest.mark.parametrize("groups", (1, 5), ids=("a group", "groups that do not divide what is read"))
+@pytest.mark.parametrize(
+    "groups", (pytest.param(1, marks=SLOW), 5), ids=("a group", "groups that do not divide what is read")
+)
 def test_cached_is_full(groups):
     config = varied(DECODER, groups=groups, capacity_factor=4.0 * groups)
     check_read(config, [(4, (4, 2)), (1, (1, 1)), (3, (2, 3)), (4, (1, 4)), (4, (4, 2))], capacity=LENGTH + 4)

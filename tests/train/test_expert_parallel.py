@@ -136,7 +136,7 @@ def collectives(sizes: Mesh, backward: bool) -> list[tuple[str, str]]:
     return sorted((found[2], found[1]) for line in text.splitlines() if (found := COLLECTIVES.search(line)))
 
 
-DIVIDED = ("expert=8", "data=2 expert=4", "fsdp=2 tensor=2 expert=2")
+DIVIDED = ("expert=8", pytest.param("data=2 expert=4", marks=SLOW), "fsdp=2 tensor=2 expert=2")
 ROUTER = {"f32[24,8]", "f32[8,24]", "f32[12,8]", "f32[8,12]"}  # whole, or the half of `fsdp`; a gradient may be turned
 KERNELS = {"f32[4,24,20]", "f32[4,20,24]"}  # those of a device's experts, of the hidden units of its part of `tensor`
 

@@ -31,7 +31,7 @@ def make(seed: int = 0, spread: float = 1.5):
 
 @every_rule
 @pytest.mark.parametrize("drawn", (True, False), ids=("drawn", "all"))
-@pytest.mark.parametrize("places", (3, S))
+@pytest.mark.parametrize("places", (3, pytest.param(S, marks=pytest.mark.slow)))
 def test_routes_and_statistics_are_the_loop(settings, loop, drawn, places):
     logits, real, draws = make(places)
     routes, found = routed(logits, real, settings, places, draws if drawn else None)
