@@ -1,7 +1,9 @@
-"""DeBERTa (He et al. 2020) and its second and third versions (He et al. 2021): masked tokens, disentangled attention.
+"""DeBERTa (He et al. 2020) and its second and third versions (He et al. 2021): disentangled attention, masked tokens,
+and in the third replaced ones.
 
     configs/deberta.py:debug            2 layers x 64, of version 1, on the text that every Python carries
     configs/deberta.py:debug-2          the same of version 2
+    configs/deberta.py:debug-3          the same of version 3, beside a generator of 1 layer
     configs/deberta.py:v1-base          12 layers x 768        configs/deberta.py:v3-xsmall      12 layers x 384
     configs/deberta.py:v1-large         24 layers x 1024       configs/deberta.py:v3-small        6 layers x 768
     configs/deberta.py:v2-xlarge        24 layers x 1536       configs/deberta.py:v3-base        12 layers x 768
@@ -19,9 +21,12 @@ The others read your text and the version's tokenizer, bytes in pairs (1) or a S
         --config.data.source.paths='text/*.txt' --config.data.tokenizer.path=tokenizer.json
 
 15 % of the tokens are predicted, from masks that are new in every epoch, by the enhanced mask decoder: the last layer
-twice, whose queries know their absolute positions. Masks are drawn token by token; those of versions 2 and 3 were runs
-of up to three. Learning rates, batches, warm-up and decay are the papers'; of v2-xlarge, which none tells, those of
-v2-xxlarge. Batches are counted for several accelerators; on fewer, raise `train.accumulate`: the numbers stay the same.
+twice, whose queries know their absolute positions. Masks are drawn token by token; those of version 2 were runs of up
+to three. In version 3 that is the part of a generator of half as many layers: samples of what it predicts replace the
+masked tokens, and the encoder that is kept learns which tokens are not the text's, its loss counted 50 times
+(`train.replaced_coefficient`; the papers' value, where their code has 10). Learning rates, batches, warm-up and decay
+are the papers'; of v2-xlarge, which none tells, those of v2-xxlarge. Batches are counted for several accelerators; on
+fewer, raise `train.accumulate`: the numbers stay the same.
 
 A head for another task is put on the encoder without that decoder, as its authors do; a run then begins from it by
 `train.init_from`:
@@ -30,11 +35,14 @@ A head for another task is put on the encoder without that decoder, as its autho
     python -m train.convert import --hf published --workdir runs/deberta-spans --initialise_missing_heads \
         --config.model.positions.mask_decoder_passes=0 --config.model.language_head=false \
         --config.model.head_transform=false --config.model.head_bias=false --config.model.heads.spans=true
+
+Of version 3 the discriminator is exported, which has neither decoder nor language head: all that it is imported with is
+`--config.model.heads.replaced=false`, and the new head.
 """
 
 from typing import NamedTuple
 
-from data.objective_config import MaskedObjective
+from data.objective_config import MaskedObjective, ReplacedTokenObjective
 from data.source_config import TextSource
 from data.tokenizer_config import FileTokenizer, WordPieceTokenizer
 from model.config import Convolution, DisentangledPositions, Model
@@ -64,11 +72,14 @@ SIZES = {
 }
 
 
+DEBUG = {"debug": 1, "debug-2": 2, "debug-3": 3}  # versions
+
+
 def get_config(arg: str | None = None):
     """The configuration of one size."""
-    if arg in ("debug", "debug-2"):
-        return debug(version=2 if arg == "debug-2" else 1)
-    size, config = chosen(SIZES, arg, ("debug", "debug-2")), defaults()
+    if arg in DEBUG:
+        return debug(version=DEBUG[arg])
+    size, config = chosen(SIZES, arg, tuple(DEBUG)), defaults()
     architecture(config.model, size.version, size.layers, size.embed, size.heads)
     optimizer(config.optim, size.version, size.learning_rate)
     config.model.vocab_size = 50265 if size.version == 1 else 128100
@@ -76,7 +87,7 @@ def get_config(arg: str | None = None):
     config.model.remat = size.remat
     config.data.source = TextSource()
     config.data.tokenizer = FileTokenizer()
-    config.data.objective = MaskedObjective(max_predictions=77, copies=None)
+    config.data.objective = objective(size.version, max_predictions=77)
     config.data.length = 512
     config.optim.schedule.warmup = "10000 steps"
     config.train.steps = 500_000 if size.version == 3 else 1_000_000
@@ -109,6 +120,9 @@ def architecture(model: Model, version: int, layers: int, embed: int, heads: int
     model.positions = DisentangledPositions(span=length, mask_decoder_passes=2, absolute_length=length, **later)
     if version == 2:
         model.convolution = Convolution(size=3, activation="gelu")
+    if version == 3:
+        model.generator_layers = layers // 2
+        model.heads.replaced = True
     model.embedding_norm = True
     model.tied_head = True
     model.head_transform = True
@@ -118,6 +132,11 @@ def architecture(model: Model, version: int, layers: int, embed: int, heads: int
     model.init.kernel_std = 0.02
     model.init.embedding_std = 0.02
     model.init.position_std = 0.02
+
+
+def objective(version: int, max_predictions: int) -> MaskedObjective | ReplacedTokenObjective:
+    """15 % of the tokens, in version 3 all of them masked, for a generator."""
+    return (ReplacedTokenObjective if version == 3 else MaskedObjective)(max_predictions=max_predictions, copies=None)
 
 
 def optimizer(optim: Optim, version: int, learning_rate: float):
@@ -137,5 +156,5 @@ def debug(version: int):
     optimizer(config.optim, version, learning_rate=3e-3)
     config.optim.schedule.warmup = "10%"
     config.data.tokenizer = WordPieceTokenizer(vocab_size=1024, max_characters=200)
-    config.data.objective = MaskedObjective(max_predictions=10, copies=None)
+    config.data.objective = objective(version, max_predictions=10)
     return config

@@ -34,7 +34,7 @@ FAST = (
     ),
 )
 # What the published counts of encoders leave out.
-PRE_TRAINING = ("head_transform", "head_bias", "heads/next_sentence", "mask_decoder")
+PRE_TRAINING = ("head_transform", "head_bias", "heads/next_sentence", "heads/replaced", "mask_decoder")
 
 
 def count(model: Model) -> int:
