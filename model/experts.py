@@ -16,7 +16,7 @@ from model.expert_layers import Router, Weights, expert_weights
 from model.layers import ACTIVATIONS
 from model.ops.dropout import dropout
 from model.ops.expert_projection import project_experts
-from model.ops.routing import capacity, grouped, route, ungrouped
+from model.ops.routing import Gating, capacity, grouped, route, ungrouped
 
 SLOTS = ("activation_experts", "exchanged_batch", "length")  # on the devices of the experts
 SECOND_CHOICE, JITTER = 0, 1  # what a row's key draws
@@ -44,8 +44,7 @@ class CapacityFeedForward(nn.Module):
         draws_GxS = None
         if training and settings.top_k == 2 and settings.second_policy == "random":
             draws_GxS = grouped(uniform(row_keys_B, SECOND_CHOICE, (length,)), settings.groups)
-        places = capacity(x_GxSxD.shape[1], settings, training)
-        routes, aux = route(logits_GxSxE, real_GxS, settings, places, draws_GxS)
+        routes, aux = route(logits_GxSxE, real_GxS, *rule_and_places(settings, x_GxSxD.shape[1], training), draws_GxS)
         x_GxSxD = self.constrain(x_GxSxD, ("batch", "length", "activation_embed"))
         slots_ExGxCxD = jnp.einsum("gsec,gsd->egcd", routes.dispatch.astype(dtype), x_GxSxD)
         slots_ExGxCxD = self.exchanged(slots_ExGxCxD, back=False)
@@ -71,6 +70,14 @@ class CapacityFeedForward(nn.Module):
         h_ExGxCxF = activate(gate_ExGxCxF) * h_ExGxCxF if settings.gated else activate(h_ExGxCxF)
         h_ExGxCxF = self.constrain(h_ExGxCxF, (*SLOTS, "activation_hidden"))
         return project(dropout(h_ExGxCxF, settings.dropout, key), weights["down"])
+
+
+def rule_and_places(settings: cfg.CapacityExperts, tokens: int, training: bool) -> tuple[Gating, int]:
+    """(how tokens choose, the places of an expert in a group of `tokens`)."""
+    rule, factor = Gating(settings.top_k, settings.rule), settings.capacity_factor
+    if not training and settings.eval_capacity_factor is not None:
+        factor = settings.eval_capacity_factor
+    return rule, capacity(tokens, settings.num_experts, factor, settings.min_capacity, rule)
 
 
 def project(slots_ExGxCxI, weights: Weights):

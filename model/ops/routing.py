@@ -21,8 +21,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from model.config import CapacityExperts
-
 MULTIPLE = 4  # of places, by the code's rule
 EPSILON = 1e-9  # beside the two gates by which the code's rule divides
 
@@ -34,23 +32,27 @@ class Routes(NamedTuple):
     combine: jax.Array  # float32
 
 
-def capacity(tokens: int, settings: CapacityExperts, training: bool) -> int:
-    """Places of an expert in a group of `tokens`, padding included: tokens * factor / E, rounded down.
+class Gating(NamedTuple):
+    """How tokens choose."""
 
-    At least `min_capacity`, of which the paper knows nothing (1 is its rule, whose division has no remainder); by the
-    code's rule then rounded up to a multiple of 4. No more than `tokens`, since an expert takes none twice.
+    top_k: int = 2  # choices of a token: 2, or 1
+    rule: str = "paper"  # paper, code: of two choices
+
+
+def capacity(tokens: int, experts: int, factor: float, least: int, gating: Gating) -> int:
+    """Places of an expert in a group of `tokens`, padding included: tokens * factor / experts, rounded down.
+
+    At least `least`, of which the paper knows nothing (1 is its rule, whose division has no remainder); by the code's
+    rule then rounded up to a multiple of 4. No more than `tokens`, since an expert takes none twice.
     """
-    factor = settings.capacity_factor
-    if not training and settings.eval_capacity_factor is not None:
-        factor = settings.eval_capacity_factor
-    places = max(int(tokens * factor / settings.num_experts), settings.min_capacity)
-    if settings.rule == "code" and settings.top_k == 2:
+    places = max(int(tokens * factor / experts), least)
+    if gating.rule == "code" and gating.top_k == 2:
         places = -(-places // MULTIPLE) * MULTIPLE
     return min(places, tokens)
 
 
-def route(logits_GxSxE, real_GxS, settings: CapacityExperts, places: int, draws_GxS=None) -> tuple[Routes, dict]:
-    """(routes, statistics) of groups of tokens, by `settings`.
+def route(logits_GxSxE, real_GxS, gating: Gating, places: int, draws_GxS=None) -> tuple[Routes, dict]:
+    """(routes, statistics) of groups of tokens.
 
     `real_GxS` is false for padding. `draws_GxS`, uniform on [0, 1), decide which second choices count: each with
     probability min(1, 2 * its share of the two gates), the policy `random`. None: all do, the policy `all`.
@@ -60,8 +62,7 @@ def route(logits_GxSxE, real_GxS, settings: CapacityExperts, places: int, draws_
     `dropped`, the share of a token's choices that found no place.
     """
     gates_GxSxE = jax.nn.softmax(logits_GxSxE, axis=-1)
-    choose = _top_2 if settings.top_k == 2 else _top_1
-    choices = choose(gates_GxSxE, real_GxS, settings, draws_GxS)
+    choices = _top_2(gates_GxSxE, real_GxS, gating, draws_GxS) if gating.top_k == 2 else _top_1(gates_GxSxE, real_GxS)
     placed = [_place(choice, places) for choice in choices]
     weights = [choice.weight_GxS[..., None, None] for choice in choices]
     routes = Routes(sum(placed), sum(weight * place for weight, place in zip(weights, placed, strict=True)))
@@ -70,7 +71,7 @@ def route(logits_GxSxE, real_GxS, settings: CapacityExperts, places: int, draws_
     wanted_GxS = sum(jnp.sum(choice.expert_GxSxE, axis=2) for choice in choices)
     first_GxSxE = choices[0].expert_GxSxE
     statistics = {
-        "balance": _balance(gates_GxSxE, first_GxSxE, real_GxS, settings),
+        "balance": _balance(gates_GxSxE, first_GxSxE, real_GxS, gating),
         "load": busiest(first_GxSxE, real_GxS),
         "dropped": jnp.sum((wanted_GxS - found_GxS) / jnp.maximum(wanted_GxS, 1), dtype=jnp.float32),
         **router_statistics(logits_GxSxE, real_GxS),
@@ -86,13 +87,13 @@ class Choice(NamedTuple):
     weight_GxS: jax.Array  # float32
 
 
-def _top_2(gates_GxSxE, real_GxS, settings: CapacityExperts, draws_GxS) -> tuple[Choice, Choice]:
-    experts = settings.num_experts
+def _top_2(gates_GxSxE, real_GxS, gating: Gating, draws_GxS) -> tuple[Choice, Choice]:
+    experts = gates_GxSxE.shape[-1]
     first_GxSxE = jax.nn.one_hot(jnp.argmax(gates_GxSxE, axis=-1), experts, dtype=jnp.int32)
     others_GxSxE = jnp.where(first_GxSxE > 0, -1.0, gates_GxSxE)  # below a gate of 0, which may be another's
     second_GxSxE = jax.nn.one_hot(jnp.argmax(others_GxSxE, axis=-1), experts, dtype=jnp.int32)
     first_GxS, second_GxS = (jnp.sum(gates_GxSxE * mask, axis=-1) for mask in (first_GxSxE, second_GxSxE))
-    both_GxS = first_GxS + second_GxS + (EPSILON if settings.rule == "code" else 0.0)
+    both_GxS = first_GxS + second_GxS + (EPSILON if gating.rule == "code" else 0.0)
     first_GxS, second_GxS = first_GxS / both_GxS, second_GxS / both_GxS
 
     real_GxSx1 = real_GxS[..., None].astype(jnp.int32)
@@ -100,7 +101,7 @@ def _top_2(gates_GxSxE, real_GxS, settings: CapacityExperts, draws_GxS) -> tuple
     counted_GxSxE = second_GxSxE
     if draws_GxS is not None:
         second_GxSxE = second_GxSxE * (2 * second_GxS > draws_GxS)[..., None]
-    if settings.rule == "code":
+    if gating.rule == "code":
         counted_GxSxE = second_GxSxE
     all_first_Gx1xE = jnp.sum(first_GxSxE, axis=1, keepdims=True)
     return (
@@ -109,8 +110,8 @@ def _top_2(gates_GxSxE, real_GxS, settings: CapacityExperts, draws_GxS) -> tuple
     )
 
 
-def _top_1(gates_GxSxE, real_GxS, settings: CapacityExperts, draws_GxS) -> tuple[Choice]:
-    first_GxSxE = jax.nn.one_hot(jnp.argmax(gates_GxSxE, axis=-1), settings.num_experts, dtype=jnp.int32)
+def _top_1(gates_GxSxE, real_GxS) -> tuple[Choice]:
+    first_GxSxE = jax.nn.one_hot(jnp.argmax(gates_GxSxE, axis=-1), gates_GxSxE.shape[-1], dtype=jnp.int32)
     first_GxSxE = first_GxSxE * real_GxS[..., None].astype(jnp.int32)
     return (Choice(first_GxSxE, _before(first_GxSxE), jnp.max(gates_GxSxE, axis=-1)),)
 
@@ -127,11 +128,11 @@ def _place(choice: Choice, places: int):
     return choice.expert_GxSxE[..., None] * place_GxSxC[:, :, None, :]
 
 
-def _balance(gates_GxSxE, first_GxSxE, real_GxS, settings: CapacityExperts):
+def _balance(gates_GxSxE, first_GxSxE, real_GxS, gating: Gating):
     """Algorithm 1, line 13: mean over experts of (share of first choices) * (mean gate); by the code's rule * E^2."""
     product_GxE = group_mean(first_GxSxE, real_GxS) * group_mean(gates_GxSxE, real_GxS)
-    paper = settings.rule == "paper" and settings.top_k == 2
-    return jnp.sum(product_GxE) * (1 / settings.num_experts if paper else settings.num_experts)
+    experts, paper = product_GxE.shape[-1], gating == Gating(top_k=2, rule="paper")
+    return jnp.sum(product_GxE) * (1 / experts if paper else experts)
 
 
 def group_mean(x_GxSxE, real_GxS):

@@ -12,11 +12,10 @@ import pytest
 from model import config as cfg
 from model.attention import Shared
 from model.block import Block
-from model.experts import SECOND_CHOICE, Experts, jittered, uniform
+from model.experts import SECOND_CHOICE, Experts, jittered, rule_and_places, uniform
 from model.generate import empty_cache, extend, read_source
 from model.ops.attention import Places
 from model.ops.expert_projection import project_experts, reference
-from model.ops.routing import capacity
 from model.parameters import declarations, path_name
 from model.transformer import Transformer, identity
 from tests.model import formulas, gating
@@ -98,7 +97,7 @@ def looped(params, config, loop, x, segments, draws=None):
                 continue
             scores = x[row, part] @ params["router"]["kernel"]
             drawn = None if draws is None else draws[row, part]
-            places = capacity(size, settings, training=draws is not None)
+            _, places = rule_and_places(settings, size, training=draws is not None)
             combine, _, own_loss, own_missed = loop(scores, real, places, drawn)
             loss, missed = loss + own_loss, missed + own_missed.sum()
             for token, expert, place in np.argwhere(combine):
@@ -149,7 +148,7 @@ def test_gradients_are_those_of_every_token_through_its_experts(config):
             part = slice(start, start + size)
             scores, real = x[row, part] @ params["router"]["kernel"], SEGMENTS[row, part] > 0
             if real.any():
-                kept[row, part] = loop(scores, real, capacity(size, settings, False))[1].any(-1)
+                kept[row, part] = loop(scores, real, rule_and_places(settings, size, training=False)[1])[1].any(-1)
 
     def expected(params, x):
         gates = jax.nn.softmax(x @ params["router"]["kernel"])

@@ -1,21 +1,16 @@
 """Gating with capacity is the loops of the papers and of the reference code, and padding is not there."""
 
-from dataclasses import replace
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from model.config import CapacityExperts
-from model.ops.routing import busiest, capacity, grouped, route, router_statistics, ungrouped
+from model.ops.routing import Gating, busiest, capacity, grouped, route, router_statistics, ungrouped
 from tests.model import gating
 from tests.model.small import close, jit, same
 
 G, S, E = 3, 16, 4
-PAPER = CapacityExperts(num_experts=E, rule="paper")
-CODE = replace(PAPER, rule="code")
-SWITCH = replace(PAPER, top_k=1)
+PAPER, CODE, SWITCH = Gating(), Gating(rule="code"), Gating(top_k=1)
 RULES = {"paper": (PAPER, gating.paper), "code": (CODE, gating.code), "switch": (SWITCH, gating.switch)}
 every_rule = pytest.mark.parametrize(("settings", "loop"), RULES.values(), ids=RULES)
 routed = jit(route, static_argnums=(2, 3))
@@ -48,8 +43,7 @@ def test_the_rules_part_where_a_choice_is_drawn_out():
     """By the paper it holds its place all the same, by the code the next token has it."""
     logits = np.log(np.array([[[0.6, 0.39, 0.01], [0.6, 0.01, 0.39], [0.6, 0.39, 0.01]]], np.float32))
     draws, real = np.array([[0.99, 0.0, 0.0]], np.float32), np.ones((1, 3), bool)  # 2 * 0.39 / 0.99 < 0.99
-    settings = [replace(rule, num_experts=3) for rule in (PAPER, CODE)]
-    by_paper, by_code = (route(logits, real, rule, 1, draws)[0].dispatch[0, :, 1, 0] for rule in settings)
+    by_paper, by_code = (route(logits, real, rule, 1, draws)[0].dispatch[0, :, 1, 0] for rule in (PAPER, CODE))
     same(by_paper, [0, 0, 0])
     same(by_code, [0, 0, 1])
 
@@ -165,14 +159,8 @@ PLACES = (
 @pytest.mark.parametrize(("sizes", "expected"), PLACES)
 def test_places_are_rounded_as_the_rule_says(sizes, expected):
     tokens, experts, factor, least = sizes
-    for (settings, _), places in zip(RULES.values(), expected, strict=True):
-        settings = replace(settings, num_experts=experts, capacity_factor=factor, min_capacity=least)
-        assert capacity(tokens, settings, training=True) == capacity(tokens, settings, training=False) == places
-
-
-def test_evaluation_has_its_own_capacity():
-    settings = replace(PAPER, eval_capacity_factor=4.0)
-    assert [capacity(16, settings, training) for training in (True, False)] == [8, 16]
+    found = [capacity(tokens, experts, factor, least, settings) for settings, _ in RULES.values()]
+    assert found == list(expected)
 
 
 def test_more_places_than_tokens_would_change_nothing():
