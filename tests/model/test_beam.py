@@ -4,10 +4,11 @@ import itertools
 from functools import cache, partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from model.beam import BeamSearch, beam_search
+from model.beam import BeamSearch, Hypotheses, advance, beam_search
 from model.config import Layer
 from model.generate import Sampling, generate
 from model.transformer import Transformer
@@ -156,6 +157,26 @@ def test_rows_are_each_alone(case):
             searched(case, search, rows), map(together.__getitem__, rows), strict=True
         ):
             assert text == expected and score == pytest.approx(value, abs=2e-5)
+
+
+def stopped(beams: int, alpha: float, limit: int, chances) -> bool:
+    """Whether a row is done after a first token of these chances, by id: 0, the end and others."""
+    none = Hypotheses(np.full((1, beams, 8), END), np.full((1, beams), -np.inf), np.zeros((1, beams), np.int32))
+    alive = none._replace(scores_BxK=np.array([[0.0, *[-np.inf] * (beams - 1)]], np.float32))
+    alive, none = (Hypotheses(*map(jnp.asarray, each)) for each in (alive, none))
+    logits = jnp.broadcast_to(jnp.log(jnp.asarray(chances, jnp.float32)), (1, beams, len(chances)))
+    done, limits = jnp.zeros((1,), bool), jnp.full((1,), limit, jnp.int32)
+    return bool(advance(0, logits, alive, none, done, limits, END, BeamSearch(beams, alpha))[2][0])
+
+
+def test_a_row_stops_when_nothing_can_beat_what_has_ended():
+    """The end is as likely as the likeliest other token, which a penalty may make worth going on with."""
+    even, sure = (0.4, 0.1, 0.05, 0.4, 0.05), (0.1, 0.02, 0.02, 0.84, 0.02)
+    assert stopped(2, 0.0, 8, even) and not stopped(2, 0.6, 8, even)
+    assert stopped(2, 0.6, 1, even)  # the limit
+    assert stopped(2, 0.6, 8, sure) and not stopped(2, 9.0, 8, sure)
+    assert stopped(1, 9.0, 8, sure)  # as many have ended as there are beams
+    assert not stopped(2, 0.0, 8, (0.84, 0.1, 0.02, 0.02, 0.02))  # the end is not among the likeliest
 
 
 def test_a_row_of_fewer_tokens_is_as_where_all_have_so_few():

@@ -76,6 +76,7 @@ def transformer(params, config: Model, source: list[int], target: list[int]):
 
 def test_logits_are_those_of_the_paper():
     """Two pairs in one row, and one beside them, each as if it were alone."""
+    assert DEBUG.embedding_scale == math.sqrt(DEBUG.embed_dim)  # as SMALL has it, too
     params = draw(SMALL)
     pairs = [(tokens(4, 1, high=50), tokens(6, 2, high=50)), (tokens(7, 3, high=50), tokens(5, 4, high=50))]
     batch = sourced(pack([pairs[0][1], pairs[1][1]], [pairs[1][1]]), pack([pairs[0][0], pairs[1][0]], [pairs[1][0]]))
@@ -88,6 +89,7 @@ def test_logits_are_those_of_the_paper():
 
 def test_the_initial_loss_is_that_of_logits_of_variance_one():
     """ln V + 1/2 nats: the last norm gives states of variance 1, the embedding has the inverse of the width."""
+    assert DEBUG.init.embedding_std == DEBUG.embed_dim**-0.5
     embed = 128
     init = replace(DEBUG.init, embedding_std=embed**-0.5)
     shape = {"embed_dim": embed, "embedding_scale": embed**0.5, "num_layers": 6, "encoder_layers": 6}
