@@ -213,8 +213,7 @@ def _check_between(config: Model) -> list[tuple[str, str]]:
     attention, heads = config.attention, config.heads
     passes, convolved = config.mask_decoder_passes, config.convolution.size > 0
     decoded = config.generator_layers or config.num_layers  # layers of the model that predicts masked tokens
-    classes = (heads.sequence_classes, heads.token_classes)
-    others = (heads.pooler, heads.next_sentence, heads.spans, heads.replaced, *classes)
+    others = (heads.pooler, heads.next_sentence, heads.spans, heads.sequence_classes, heads.token_classes)
     checks = (
         (
             convolved and config.convolution.size % 2 == 0,
