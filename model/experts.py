@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from model import config as cfg
+from model.dropless import DroplessFeedForward
 from model.expert_layers import Router, Weights, expert_weights
 from model.layers import ACTIVATIONS
 from model.ops.dropout import dropout
@@ -102,7 +103,7 @@ def uniform(row_keys_B, use: int, shape: tuple[int, ...]):
     return jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, use), shape))(row_keys_B)
 
 
-KINDS: dict[str, type[nn.Module]] = {"capacity": CapacityFeedForward}
+KINDS: dict[str, type[nn.Module]] = {"capacity": CapacityFeedForward, "dropless": DroplessFeedForward}
 
 
 class Experts(nn.Module):

@@ -13,6 +13,7 @@ from model.attention import Memory, Shared, memory_heads
 from model.block import Block
 from model.ops.attention import Places
 from model.parameters import stack
+from model.placement import identity
 
 REMAT_POLICIES: dict[str, Callable] = {
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -51,7 +52,7 @@ class Stack:
         for entry, block in enumerate(self.blocks):
             layers = self.first + entry + len(self.blocks) * jnp.arange(self.periods)
             keys = jax.vmap(jax.random.fold_in, (None, 0))(key, layers)
-            free = block.clone(constrain=lambda x, names: x)  # one row and one position divide by no mesh
+            free = block.clone(constrain=identity)  # one row and one position divide by no mesh
             boxed = jax.vmap(lambda key, free=free: free.init(key, x_BxLxD, shared, table)["params"])(keys)
             params[str(entry)] = stack(boxed)
         return params

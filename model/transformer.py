@@ -23,17 +23,13 @@ from model.ops.attention import Places
 from model.ops.cross_entropy import LogitRule, Unembedding, logits
 from model.ops.dropout import dropout
 from model.parameters import Declaration, constant, declare, normal
+from model.placement import identity
 from model.relative import RelativeBias
 from model.stack import Stack, folded
 
 # Folds beside the indices of layers, which their dropout and their routing fold.
 EMBEDDING_KEY, OUTPUT_KEY, ENCODER_KEY, CONVOLUTION_KEY, DECODER_KEY = range(0x7FFFFFFF, 0x7FFFFFFA, -1)
 ENCODER = "encoder_"  # before the names of an encoder's parameters beside a decoder
-
-
-def identity(x, names):
-    """The `constrain` of a model on one device."""
-    return x
 
 
 def stacks_of(config: cfg.Model, constrain: Callable) -> dict[str, Stack]:

@@ -7,7 +7,7 @@ they are silent where a name is misspelt.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from difflib import get_close_matches
 
 import jax
@@ -17,6 +17,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from data.errors import ConfigError
 from model.parameters import path_name
+from model.placement import Anywhere
 from train import config as cfg
 from train.checks import mesh_sizes
 
@@ -119,18 +120,39 @@ def undivided(names: tuple[str, ...], shape: tuple[int, ...], rules: Rules, mesh
     return clashes
 
 
-def constrainer(rules: Rules, mesh: Mesh | None) -> Callable:
-    """`constrain(x, names)`: x, held to the sharding of its axes. Without a mesh it only checks the names."""
+class Named(Anywhere):
+    """`constrain` without a mesh, which only checks the names."""
 
-    def check(x, names):
+    def __init__(self, rules: Rules):
+        self.rules = rules
+
+    def __call__(self, x, names):
         for name in names:
-            mesh_axes(name, rules)
+            mesh_axes(name, self.rules)
         return x
 
-    def constrain(x, names):
-        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec(names, rules, mesh, x.shape)))
 
-    return check if mesh is None else constrain
+class Placed(Anywhere):
+    """`constrain` on a mesh: x, held to the sharding of its axes."""
+
+    def __init__(self, rules: Rules, mesh: Mesh):
+        self.rules, self.mesh = rules, mesh
+
+    def __call__(self, x, names):
+        sharding = NamedSharding(self.mesh, spec(names, self.rules, self.mesh, x.shape))
+        return jax.lax.with_sharding_constraint(x, sharding)
+
+    def by_rows(self, function, rows, whole):
+        divided = PartitionSpec(mesh_axes("batch", self.rules))
+        specs = (*(divided for _ in rows), *(PartitionSpec() for _ in whole))
+        # Without types for what varies: not every primitive has a rule for them.
+        run = jax.shard_map(function, mesh=self.mesh, in_specs=specs, out_specs=divided, check_vma=False)
+        return run(*rows, *whole)
+
+
+def constrainer(rules: Rules, mesh: Mesh | None) -> Anywhere:
+    """The `constrain` of a model on a mesh; without one it only checks the names."""
+    return Named(rules) if mesh is None else Placed(rules, mesh)
 
 
 def param_shardings(declarations, rules: Rules, mesh: Mesh):
