@@ -11,7 +11,7 @@ from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 from model.checks import check
-from model.config import Initialization, Layer, Model, RotaryPositions
+from model.config import DroplessExperts, Initialization, Layer, Model, RotaryPositions
 from model.hub.bert import BERT
 from model.hub.deberta import DEBERTA, DEBERTA2
 from model.hub.family import Config, Family, HubError, layers, set_path, shortest
@@ -21,6 +21,7 @@ from model.hub.gpt_neo import GPT_NEO
 from model.hub.layout import Tensor
 from model.hub.llama import LLAMA, MISTRAL, QWEN2, QWEN3
 from model.hub.marian import MARIAN
+from model.hub.mixtral import MIXTRAL
 from model.hub.t5 import T5
 
 FAMILIES: dict[str, Family] = {
@@ -40,6 +41,7 @@ FAMILIES: dict[str, Family] = {
         DEBERTA,
         DEBERTA2,
         MARIAN,
+        MIXTRAL,
     )
 } | {"mt5": T5}
 SUFFIXES = {"kernel": ".weight", "scale": ".weight", "bias": ".bias"}
@@ -149,8 +151,10 @@ def canonical(model: Model) -> Model:
     if not isinstance(model.positions, RotaryPositions):
         pattern = shortest([Layer(layer.window) for layer in layers(model)])
     training = {"init": Initialization(), "dropout": 0.0, "output_dropout": 0.0, "dtype": "float32", "remat": "none"}
-    feed_forward = replace(model.feed_forward, dropout=0.0)
-    return replace(model, attention=spelt, feed_forward=feed_forward, pattern=pattern, unroll=1, **training)
+    training["feed_forward"] = replace(model.feed_forward, dropout=0.0)
+    if isinstance(model.experts, DroplessExperts):
+        training["experts"] = replace(model.experts, groups=1, z_coefficient=0.0)
+    return replace(model, attention=spelt, pattern=pattern, unroll=1, **training)
 
 
 def differences(ours: Any, theirs: Any, path: str = "model") -> list[str]:
@@ -175,14 +179,22 @@ def tensor_of(family: Family, path: str) -> Tensor:
 
 
 def places(family: Family, model: Model, path: str) -> list[Tensor]:
-    """The tensors of a parameter: one for each entry of its leading axis where it is stacked, else one alone."""
+    """The tensors of a parameter: one for each entry of its leading axes, as `layout.leading` has them."""
     tensor, (top, *rest) = tensor_of(family, path), path.split("/")
     if top.removeprefix(ENCODER) not in ("stack", "remainder"):
         return [tensor]
     period, entry = len(model.pattern), int(rest[0])
     whole = (model.encoder_layers if top.startswith(ENCODER) else model.num_layers) // period * period
     indices = range(entry, whole, period) if top.removeprefix(ENCODER) == "stack" else [whole + entry]
-    return [tensor._replace(name=tensor.name.format(index)) for index in indices]
+    experts = range(model.experts.num_experts if tensor.layout == "per_expert" else 1)
+    return [tensor._replace(name=tensor.name.format(index, expert)) for index in indices for expert in experts]
+
+
+def as_stored(family: Family, names: Collection[str]) -> Family:
+    """The family with the tensors that files of these canonical names have: of each expert, or of all in one."""
+    other = family.stacked or {}
+    stacked = any(tensor.name.format(0) in names for tensor in other.values())
+    return replace(family, tensors={**family.tensors, **other}) if stacked else family
 
 
 def canonical_names(family: Family, names: Iterable[str]) -> dict[str, str]:

@@ -9,7 +9,7 @@ import numpy as np
 from model.config import Model
 from model.hub.families import exported_name, expressing, places
 from model.hub.family import Family
-from model.hub.layout import join, tensor_shape, write_part
+from model.hub.layout import join, leading, tensor_shape, write_part
 from train.hub.importer import by_path, declared
 
 
@@ -37,12 +37,10 @@ def export_tensors(
     for paths in groups(family, model, tree):
         leaves = [leaf(path) for path in paths]
         held = [places(family, model, path) for path in paths]
-        for layer in range(len(held[0])):
-            parts = []
+        for number, place in enumerate(held[0]):
+            where, parts = np.unravel_index(number, leading(tree[paths[0]], place.layout)), []
             for path, value, own in sorted(zip(paths, leaves, held, strict=True), key=lambda item: item[2][0].part):
-                one = np.asarray(value[layer] if tree[path].stacked else value)
-                parts.append(write_part(one, tree[path], own[layer], model.vocab_size))
-            place = held[0][layer]
+                parts.append(write_part(np.asarray(value[where]), tree[path], own[number], model.vocab_size))
             yield exported_name(family, model, place.name), join(parts, tree[paths[0]], place)
 
 

@@ -15,10 +15,10 @@ import numpy as np
 
 from data.errors import DataError
 from model.config import Model
-from model.hub.families import canonical_names, family_of, from_config, is_head, of_heads, places
+from model.hub.families import as_stored, canonical_names, family_of, from_config, is_head, of_heads, places
 from model.hub.family import Family, HubError
 from model.hub.layout import Tensor as Place
-from model.hub.layout import read_part, tensor_shape
+from model.hub.layout import leading, read_part, tensor_shape
 from model.parameters import declarations, path_name
 from model.transformer import Transformer, initialise
 from train.hub.tensors import Tensor, equal, in_memory
@@ -28,7 +28,7 @@ LISTED = 20  # names of a kind that an error shows
 
 @dataclass(frozen=True)
 class Matched:
-    """What each parameter is made of: `sources[path]` one (place, tensor) for each layer it is stacked over."""
+    """What each parameter is made of: `sources[path]` one (place, tensor) for each entry of its leading axes."""
 
     sources: dict[str, list[tuple[Place, Tensor]]]
     missing_heads: list[str]  # paths of parameters that are to be initialised
@@ -62,6 +62,7 @@ def match(
     """
     try:
         names = canonical_names(family, tensors)
+        family = as_stored(family, names)
         wanted = {path: places(family, model, path) for path in by_path(declared)}
     except HubError as error:
         raise DataError(f"The checkpoint cannot be read as {family.model_type}'s: {error}.") from error
@@ -150,14 +151,15 @@ def read_params(
 def read_index(sources: list[tuple[Place, Tensor]], declaration, vocab_size: int, index: tuple) -> np.ndarray:
     """The part of one parameter at `index`, float32."""
     shape = [len(range(*part.indices(size))) for part, size in zip(index, declaration.shape, strict=True)]
-    layers, rest = (range(*index[0].indices(len(sources))), index[1:]) if declaration.stacked else (range(1), index)
+    first = leading(declaration, sources[0][0].layout)
+    chosen = np.arange(len(sources)).reshape(first)[tuple(index[: len(first)])]
     out = np.empty(shape, np.float32)
-    for row, layer in enumerate(layers):
-        place, tensor = sources[layer]
-        part = read_part(tensor.take, declaration, place, vocab_size, rest)
+    for where, number in np.ndenumerate(chosen):
+        place, tensor = sources[number]
+        part = read_part(tensor.take, declaration, place, vocab_size, index[len(first) :])
         if not np.all(np.isfinite(part)):
             raise DataError(f"The tensor {place.name} holds numbers that are not finite; get another copy of the file.")
-        out[row if declaration.stacked else ...] = part
+        out[where] = part
     return out
 
 

@@ -140,6 +140,7 @@ CONFIGS = {
     "t5": {"model_type": "t5", **T5},
     "t5_1.1": {"model_type": "t5", **T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
     "marian": {"model_type": "marian", **MARIAN},
+    "mixtral": {"model_type": "mixtral", **LLAMA, "num_local_experts": 3, "sliding_window": 3},
     "mt5": {"model_type": "mt5", **T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
 }
 

@@ -6,7 +6,9 @@ import pytest
 
 from model.config import (
     Attention,
+    CapacityExperts,
     DisentangledPositions,
+    DroplessExperts,
     FeedForward,
     Layer,
     Llama3Scaling,
@@ -114,6 +116,11 @@ def test_layers_of_a_pattern_and_its_remainder_are_the_models_layers():
         ("t5", {"num_decoder_layers": 0}, "num_decoder_layers"),
         ("t5", {"is_encoder_decoder": False}, "is_encoder_decoder"),
         ("t5", {"relative_attention_num_buckets": 1}, "positions.buckets"),
+        ("mixtral", {"num_local_experts": 1}, "experts.num_experts"),
+        ("mixtral", {"num_experts_per_tok": 4}, "experts.top_k"),
+        ("mixtral", {"num_local_experts": "many"}, "num_local_experts 'many'"),
+        ("mixtral", {"num_local_experts": 10**9}, "num_local_experts 1000000000"),
+        ("mixtral", {"router_jitter_noise": 0.1}, "router_jitter_noise"),
         ("marian", {"decoder_attention_heads": 2}, "encoder_attention_heads 4 and decoder_attention_heads 2"),
         ("marian", {"decoder_vocab_size": 7}, "decoder_vocab_size 7"),
         ("marian", {"normalize_before": True}, "normalize_before"),
@@ -148,6 +155,9 @@ def test_a_size_that_is_missing_is_named(key):
         ("t5", {"encoder_layers": 0}, "num_layers 0"),
         ("t5", {"attention": Attention(num_heads=4, head_dim=6)}, "scale is"),
         ("t5_1.1", {"feed_forward": FeedForward(24, "gelu")}, "gated-gelu is its tanh form"),
+        ("mixtral", {"experts": CapacityExperts()}, "balance_coefficient|model.experts"),
+        ("mixtral", {"pattern": (Layer(window=3, experts=True), Layer(window=3))}, "model.pattern"),
+        ("mixtral", {"feed_forward": FeedForward(24, bias=True)}, "bias"),
         ("marian", {"positions": SinusoidalPositions()}, "layout is 'interleaved'"),
         ("marian", {"embedding_scale": 3.0}, "embedding_scale"),
     ],
@@ -168,6 +178,9 @@ def test_two_classifiers_have_one_name_in_bert():
 def test_what_only_training_reads_does_not_matter():
     model = replace(model_of("llama"), dtype="bfloat16", remat="full", unroll=2, dropout=0.1)
     assert expressing(model, 64, paths(model))[0].model_type == "llama"
+    mixtral = model_of("mixtral")
+    model = replace(mixtral, experts=replace(mixtral.experts, groups=4, z_coefficient=0.001))
+    assert expressing(model, 64, paths(model))[0].model_type == "mixtral"
 
 
 @pytest.mark.parametrize(
@@ -223,6 +236,15 @@ def test_the_forms_of_t5_differ_in_their_heads():
     assert from_config(newer, ["shared.weight"]) == replace(second, tied_head=True)
     assert from_config(CONFIGS["t5"], ["lm_head.weight"]) == first
     assert from_config({**CONFIGS["mt5"], "tie_word_embeddings": True}, ["lm_head.weight"]) == third
+
+
+def test_a_mixtral_that_says_little_is_as_published():
+    """The defaults of its own configuration in transformers, which are not those of Mistral."""
+    config = {key: value for key, value in CONFIGS["mixtral"].items() if "experts" not in key and "window" not in key}
+    model = from_config(config)
+    assert model.pattern == (Layer(rotary_base=1_000_000.0, experts=True),)
+    assert model.experts == DroplessExperts(num_experts=8, top_k=2, balance_coefficient=0.001)
+    assert model.norm.epsilon == 1e-5 and not model.tied_head and model.feed_forward.gated
 
 
 def test_the_forms_of_t5_name_their_feed_forwards_otherwise():

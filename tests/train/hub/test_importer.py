@@ -99,6 +99,67 @@ def test_a_published_deberta_has_other_names_and_absolute_positions_that_are_not
     np.testing.assert_array_equal(params["mask_decoder"]["table"], old[absolute])
 
 
+EXPERTS = "model.layers.{}.block_sparse_moe.experts"
+
+
+def restacked(arrays: dict, module: str = "mlp") -> dict:
+    """Mixtral's arrays as version 5 of transformers holds them in memory: a layer's experts in two."""
+    found = {name: value for name, value in arrays.items() if ".experts." not in name}
+    for layer in range(5):
+        experts = [[arrays[f"{EXPERTS.format(layer)}.{i}.w{part}.weight"] for i in range(3)] for part in (1, 2, 3)]
+        gates, downs, ups = map(np.stack, experts)
+        found[f"model.layers.{layer}.{module}.experts.gate_up_proj"] = np.concatenate([gates, ups], axis=1)
+        found[f"model.layers.{layer}.{module}.experts.down_proj"] = downs
+    return {name.replace("block_sparse_moe.gate", f"{module}.gate"): value for name, value in found.items()}
+
+
+def test_mixtral_has_a_tensor_for_each_projection_of_each_expert():
+    """Written out in numpy: ours are [layers, experts, inputs, outputs]; w1 is the gate, w3 goes up, w2 down."""
+    mixture, arrays = parameters(model_of("mixtral"))["stack"]["0"]["feed_forward"], exported("mixtral")[1]
+    for layer in range(5):
+        gate = arrays[f"model.layers.{layer}.block_sparse_moe.gate.weight"]
+        np.testing.assert_array_equal(gate, mixture["router"]["kernel"][layer].T)
+        for expert in range(3):
+            for theirs, ours in (("w1", "gate"), ("w2", "down"), ("w3", "up")):
+                found = arrays[f"{EXPERTS.format(layer)}.{expert}.{theirs}.weight"]
+                np.testing.assert_array_equal(found, mixture[ours]["kernel"][layer, expert].T)
+    assert sum(".experts." in name for name in arrays) == 5 * 3 * 3
+
+
+@pytest.mark.parametrize("module", ["mlp", "block_sparse_moe"])
+def test_experts_may_be_stacked(module):
+    config, arrays = exported("mixtral")
+    stacked = restacked(arrays, module)
+    assert len(stacked) == len(arrays) - 5 * (3 * 3 - 2)
+    assert stacked[f"model.layers.4.{module}.experts.gate_up_proj"].shape == (3, 2 * 24, 16)
+    same(from_memory(config, stacked)[1], from_memory(config, arrays)[1])
+
+
+def test_an_expert_that_is_missing_is_named_in_either_layout():
+    assert "missing: layers.2.block_sparse_moe.experts.1.w3.weight." in refused(
+        "mixtral", lambda arrays: arrays.pop(f"{EXPERTS.format(2)}.1.w3.weight")
+    )
+
+    def stack(arrays):
+        found = restacked(arrays)
+        found["model.layers.1.mlp.experts.down_proj"] = found["model.layers.1.mlp.experts.down_proj"][:2]
+        del found["model.layers.0.mlp.experts.gate_up_proj"]
+        arrays.clear()
+        arrays.update(found)
+
+    said = refused("mixtral", stack)
+    assert "missing: layers.0.block_sparse_moe.experts.gate_up_proj;" in said
+    assert "model.layers.1.mlp.experts.down_proj has shape [2, 16, 24], must have [3, 16, 24]" in said
+
+
+def test_a_file_has_its_experts_in_one_layout():
+    def both(arrays):
+        arrays["model.layers.0.mlp.experts.down_proj"] = np.ones((3, 16, 24), np.float32)
+
+    said = refused("mixtral", both)
+    assert "missing" in said and f"unexpected: {EXPERTS.format(0)}.0.w1.weight" in said
+
+
 class Counting(ArrayTensor):
     """Remembers the largest part that was asked for."""
 
@@ -111,7 +172,7 @@ class Counting(ArrayTensor):
 
 
 @pytest.mark.parametrize("sizes", [(1, 8, 1), (2, 2, 2), (1, 1, 2), (8, 1, 1)])
-@pytest.mark.parametrize("name", ["llama", "gpt2", "bert_pretraining"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "bert_pretraining", "mixtral"])
 def test_any_mesh_gives_the_same_parameters_where_they_belong(name, sizes):
     config, arrays = exported(name)
     model = from_config(config, arrays)
@@ -136,6 +197,26 @@ def test_no_device_and_no_read_holds_a_whole_kernel_that_is_divided():
     assert Counting.largest == 100 * 16 // 8
     token = params["embedding"]["token"]
     assert {shard.data.shape for shard in token.addressable_shards} == {(128, 2)}
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_a_device_reads_its_own_experts_alone(stacked):
+    """Of 4 experts of 24 hidden units a device has 2, and of their inputs a half; the largest read is another's."""
+    config = {**CONFIGS["mixtral"], "num_local_experts": 4, "num_hidden_layers": 1, "vocab_size": 8}
+    model = from_config(config)
+    tree, params = declared(model), parameters(model)
+    _, arrays = to_memory(model, params, 64)
+    if stacked:
+        prefix = "model.layers.0.block_sparse_moe.experts"
+        gates, downs, ups = (
+            np.stack([arrays.pop(f"{prefix}.{i}.w{part}.weight") for i in range(4)]) for part in (1, 2, 3)
+        )
+        arrays |= {f"{prefix}.gate_up_proj": np.concatenate([gates, ups], axis=1), f"{prefix}.down_proj": downs}
+    shardings = mesh.param_shardings(tree, mesh.RULES, mesh.make_mesh(Mesh(1, 2, 2, expert=2)))
+    Counting.largest = 0
+    matched = match(family_of(config), model, tree, {name: Counting(array) for name, array in arrays.items()})
+    same(jax.device_get(read_params(matched, model, tree, shardings)), params)
+    assert Counting.largest == (2 if stacked else 1) * 12 * 8
 
 
 def refused(name: str, change) -> str:
