@@ -36,6 +36,14 @@ WIDTHS = {
     "eos_token_id": 0,
 }
 GEMMA = {**WIDTHS, "head_dim": 6, "pad_token_id": 0}
+MIXTRAL = {
+    **WIDTHS,
+    "num_hidden_layers": 2,
+    "num_local_experts": 5,
+    "router_aux_loss_coef": 0.0,  # of a loss that transformers takes over a whole batch: test_experts.py
+    "rope_parameters": {"rope_theta": 100.0, "rope_type": "default"},
+}
+WINDOW = {"num_experts_per_tok": 3, "sliding_window": 5, "head_dim": 6}
 CAPS = {"attn_logit_softcapping": 1.5, "final_logit_softcapping": 3.0, "query_pre_attn_scalar": 10}
 BERT = {
     "vocab_size": VOCABULARY,
@@ -122,6 +130,7 @@ class Case:
     settings: dict = field(hash=False)
     unit_offset: bool = False  # norms multiply by 1 + weight
     dead: tuple[str, ...] = ()  # how parameters' names end whose gradient is zero for any loss
+    saving: dict = field(default_factory=dict, hash=False)  # what `save_pretrained` is told beside the directory
 
     @property
     def encoder(self) -> bool:
@@ -225,6 +234,8 @@ CASES = {
         },
         unit_offset=True,
     ),
+    "mixtral": Case("MixtralForCausalLM", MIXTRAL),
+    "mixtral_stacked": Case("MixtralForCausalLM", {**MIXTRAL, **WINDOW}, saving={"save_original_format": False}),
     "t5": Case("T5ForConditionalGeneration", T5),
     "t5_1.1": Case(
         "T5ForConditionalGeneration", {**T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
@@ -314,6 +325,8 @@ def build(case: Case, seed: int = 0):
             value = 0.6 * noise
         elif name == "shared.weight":  # T5's, which its logits scale down
             value = noise
+        elif ".experts." in name:  # [experts, outputs, inputs]
+            value = noise * parameter.shape[-1] ** -0.5
         elif parameter.ndim >= 2:
             embeds = "embed" in name or ".wte." in name or ".wpe." in name
             value = noise * (0.5 if embeds else parameter[0].numel() ** -0.5)

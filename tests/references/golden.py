@@ -18,10 +18,10 @@ def directory(name: str) -> Path:
     return DIRECTORY / name
 
 
-def write(name: str, reference, batch: dict, outputs: dict) -> None:
+def write(name: str, reference, saving: dict, batch: dict, outputs: dict) -> None:
     path = directory(name)
     path.mkdir(parents=True, exist_ok=True)
-    reference.save_pretrained(path)
+    reference.save_pretrained(path, **saving)
     (path / "generation_config.json").unlink(missing_ok=True)
     named = {f"{ROWS}{key}": value for key, value in batch.items()}
     named |= {f"{OUTPUT}{key}": padded_with_zeros(value, batch) for key, value in outputs.items()}

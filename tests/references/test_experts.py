@@ -1,4 +1,4 @@
-"""Layers of experts beside transformers' NLLB-MoE (top-2, the reference code's rule) and Switch (top-1). Needs PyTorch.
+"""Layers of experts beside transformers' NLLB-MoE (top-2 by the reference code's rule), Switch, Mixtral. Needs PyTorch.
 
 A row is a group here as there. NLLB-MoE's own layer, of transformers 5, takes the ones and zeros of its router's mask
 for numbers of experts; so its experts are added up here by its router's weights, which is what they are for.
@@ -13,6 +13,7 @@ torch = pytest.importorskip("torch", reason=WHY)
 pytest.importorskip("transformers", reason=WHY)
 
 from transformers import NllbMoeConfig, SwitchTransformersConfig  # noqa: E402
+from transformers.models.mixtral import modeling_mixtral as mixtral  # noqa: E402
 from transformers.models.nllb_moe.modeling_nllb_moe import NllbMoeDenseActDense, NllbMoeTop2Router  # noqa: E402
 from transformers.models.switch_transformers.modeling_switch_transformers import (  # noqa: E402
     SwitchTransformersSparseMLP,
@@ -20,7 +21,7 @@ from transformers.models.switch_transformers.modeling_switch_transformers import
     router_z_loss_func,
 )
 
-from model.config import CapacityExperts, FeedForward, Layer, Model  # noqa: E402
+from model.config import CapacityExperts, DroplessExperts, FeedForward, Layer, Model  # noqa: E402
 from model.experts import Experts  # noqa: E402
 from model.transformer import identity  # noqa: E402
 from tests.model.small import close  # noqa: E402
@@ -62,7 +63,7 @@ def weights(experts, names: dict) -> dict:
     return found
 
 
-def ours(settings: CapacityExperts, params: dict, x, segments, pull):
+def ours(settings: CapacityExperts | DroplessExperts, params: dict, x, segments, pull):
     """(outputs, auxiliary values, gradients of the parameters and of x) for the cotangent `pull`."""
     bias = "bias" in params["up"]
     config = Model(
@@ -154,3 +155,22 @@ def test_losses_of_the_router_are_switchs():
     _, aux, _ = ours(settings, {"router": {"kernel": kernel}, **nothing}, x, SEGMENTS, np.zeros_like(x))
     assert float(aux["balance"]) / B == pytest.approx(float(load_balancing_loss_func(logits.softmax(-1), chosen)))
     assert float(aux["z"]) / (B * L) == pytest.approx(float(router_z_loss_func(logits)))
+
+
+@pytest.mark.parametrize("top_k", (1, 2, 3))
+def test_the_loss_of_balance_is_mixtrals_where_a_batch_is_one_row(top_k):
+    """Theirs takes the means over a whole batch and all layers, ours those of a row and a layer: equal for one of each.
+
+    Of rows alike, it is the number of rows times theirs; padding is in neither.
+    """
+    generator = np.random.default_rng(4)
+    kernel, x = (generator.standard_normal(shape).astype(np.float32) for shape in ((D, E), (1, L, D)))
+    logits, mask = torch.from_numpy((x @ kernel)[0]), torch.from_numpy(PADDED[1:2])
+    expected = float(mixtral.load_balancing_loss_func((logits,), E, top_k, mask))
+    shapes = {"up": (E, D, F), "down": (E, F, D)}
+    params = {name: {"kernel": np.zeros(shape, np.float32)} for name, shape in shapes.items()}
+    params["router"] = {"kernel": kernel}
+    for rows in (1, 3):
+        batch = [np.repeat(array, rows, axis=0) for array in (x, PADDED[1:2], np.zeros_like(x))]
+        _, aux, _ = ours(DroplessExperts(num_experts=E, top_k=top_k), params, *batch)
+        assert float(aux["balance"]) == pytest.approx(rows * expected, rel=1e-5)

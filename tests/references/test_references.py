@@ -44,7 +44,7 @@ def pair(request, tmp_path_factory) -> Pair:
     case = CASES[request.param]
     reference = build(case)
     directory = tmp_path_factory.mktemp(request.param)
-    reference.save_pretrained(directory)
+    reference.save_pretrained(directory, **case.saving)
     return Pair(request.param, case, reference, directory, *ours.imported(directory), rows(case))
 
 
@@ -65,7 +65,7 @@ def test_loss_and_every_gradient_are_the_references(pair, tmp_path):
     slopes = copy.deepcopy(pair.reference)
     for name, parameter in trained(slopes).items():
         parameter.data = torch.from_numpy(by_their_names[name])
-    slopes.save_pretrained(tmp_path)
+    slopes.save_pretrained(tmp_path, **pair.case.saving)
     _, expected = ours.imported(tmp_path)
     jax.tree_util.tree_map_with_path(lambda path, *pair: near(path_name(path), *pair), gradient, expected)
 
@@ -88,7 +88,7 @@ def test_what_is_exported_is_what_the_reference_reads(pair, tmp_path):
 def test_golden_files_are_what_the_reference_computes(pair, request):
     outputs = pair.expected()
     if request.config.getoption("--update-goldens"):
-        golden.write(pair.name, pair.reference, pair.batch, outputs)
+        golden.write(pair.name, pair.reference, pair.case.saving, pair.batch, outputs)
     batch, expected = golden.read(pair.name)
     jax.tree.map(np.testing.assert_array_equal, batch, pair.batch)
     for name, value in golden.real(outputs, batch).items():
