@@ -28,6 +28,7 @@ FAST = (
         "qwen:2-0.5b",
         "qwen:3-8b",
         "mistral:7b-v0.1",
+        "mixtral:8x7b",
         "gemma:1-7b",
         "gemma:2-27b",
         "gemma:3-270m",

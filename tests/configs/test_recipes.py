@@ -41,6 +41,7 @@ SIZES = {
         *("1.1-small", "1.1-base", "1.1-large", "1.1-xl", "1.1-xxl"),
     ],
     "gshard": ["debug", "2048e-36l", "2048e-12l", "512e-36l", "512e-12l", "128e-36l", "128e-12l"],
+    "mixtral": ["debug", "8x7b", "8x22b"],
     "switch": ["debug", "base-8", "base-16", "base-32", "base-64", "base-128", "base-256", "large-128"],
 }
 SPECS = [(name, size) for name, sizes in SIZES.items() for size in sizes]
@@ -60,9 +61,9 @@ def test_every_recipe_is_tested():
     assert {path.stem for path in (ROOT / "configs").glob("*.py")} == set(SIZES) | curations
 
 
-DECODERS = ("llama", "mistral", "qwen", "gemma")
+DECODERS = ("llama", "mistral", "mixtral", "qwen", "gemma")
 MODEL_TYPES = {
-    **{name: name for name in ("gpt2", "llama", "mistral", "t5")},
+    **{name: name for name in ("gpt2", "llama", "mistral", "mixtral", "t5")},
     **{f"qwen:{generation}": f"qwen{generation}" for generation in "23"},
     **{"gemma:1": "gemma", "gemma:2": "gemma2", "gemma:3": "gemma3_text"},
 }

@@ -44,6 +44,7 @@ DEBUG = (
     "t5:debug-1.1",
     "gshard:debug",
     "switch:debug",
+    "mixtral:debug",
 )
 DECODERS = [spec for spec in DEBUG if not spec.startswith(("bert", "deberta"))]
 specs = pytest.mark.parametrize("spec", DEBUG)
