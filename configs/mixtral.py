@@ -1,6 +1,6 @@
 """Mixtral (Jiang et al. 2024), Mistral's block with eight experts in every layer, two of them for each token.
 
-    configs/mixtral.py:debug            2 layers x 64, 4 experts, on the text that every Python carries
+    configs/mixtral.py:debug            2 layers x 64, 8 experts, on the text that every Python carries
     configs/mixtral.py:8x7b             32 layers x 4096: 46.7B, of which a token reads 12.9B
     configs/mixtral.py:8x22b            56 layers x 6144: 140.6B, of which a token reads 39.2B
 
@@ -15,10 +15,10 @@ The others read your text and Mistral's tokenizer, the larger one that with 768 
     python -m train.main --config configs/mixtral.py:8x7b --workdir runs/mixtral-8x7b \
         --config.data.source.paths='text/*.txt' --config.data.tokenizer.path=tokenizer.json
 
-Rows are as long as the published contexts, and the loss of balance has the coefficient of the published config.json. It
-is one of each row and each layer; transformers takes one over a whole batch and all layers, so that a row's share of it
-depends on what else is in the batch. How Mixtral was trained is not published: optimizer, schedule, batch and the number
-of tokens are those of Llama 2 (Touvron et al. 2023). The batch is 4 million tokens; on few accelerators, raise
+Rows are as long as the published contexts, and the loss of balance has the coefficient of the published config.json.
+It is one of each row and each layer; transformers takes one over a whole batch and all layers, so that a row's share of
+it depends on what else is in the batch. How Mixtral was trained is not published: optimizer, schedule, batch and the
+number of tokens are those of Llama 2 (Touvron et al. 2023). The batch is 4 million tokens; on few accelerators, raise
 `train.accumulate`: the numbers stay the same.
 
 No token is dropped and none leaves its device, which reads the kernels of all experts of a layer: `mesh.data` and
@@ -87,6 +87,6 @@ def debug():
     """The same block small enough for one core, on the embedded corpus."""
     config = debug_defaults()
     architecture(config.model, 2, 64, heads=4, kv_heads=2, hidden=96, layer=layer(10_000.0))
-    config.model.experts = DroplessExperts(num_experts=4, top_k=2)
+    config.model.experts = DroplessExperts(num_experts=8, top_k=2)
     config.model.tied_head = False
     return config

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from model import config as cfg
 from model.expert_layers import Router, Weights, expert_weights
 from model.layers import ACTIVATIONS
+from model.ops.dropout import dropout
 from model.ops.ragged_projection import project_ragged
 from model.ops.routing import busiest, group_mean, grouped, router_statistics
 
@@ -27,20 +28,29 @@ class DroplessFeedForward(nn.Module):
 
     @nn.compact
     def __call__(self, x_BxLxD, segments_BxL, row_keys_B=None, key=None):
-        """(`[B, L, D]`, aux): what the experts give, 0 for padding (segment 0); nothing is drawn.
+        """(`[B, L, D]`, aux): what the experts give, 0 for padding (segment 0).
 
-        Every device sorts the tokens of its own rows by expert: no token moves to another device, and each reads the
-        kernels of all experts whole. aux as the statistics of `model.ops.routing.route`; none is dropped.
+        `key` draws dropout on hidden units; nothing else is drawn, and `row_keys_B` are not read. Every device sorts
+        the tokens of its own rows by expert: no token moves to another device, and each reads the kernels of all
+        experts whole. aux as the statistics of `model.ops.routing.route`; none is dropped.
         """
         logits_BxLxE, real_BxL = Router(self.config, name="router")(x_BxLxD), segments_BxL > 0
-        rows = (x_BxLxD.astype(self.config.dtype), logits_BxLxE, real_BxL)
-        routed = self.constrain.by_rows(partial(mixed, self.config), rows, (expert_weights(self.config),))
-        y_BxLxD, experts_BxLxK = routed
+        rows = (x_BxLxD.astype(self.config.dtype), logits_BxLxE, real_BxL, self.kept(x_BxLxD.shape[:2], key))
+        run, kernels = partial(mixed, self.config), expert_weights(self.config)
+        y_BxLxD, experts_BxLxK = self.constrain.by_rows(run, rows, (kernels,))
         y_BxLxD = self.constrain(y_BxLxD, ("batch", "length", "activation_embed"))
         return y_BxLxD, statistics(logits_BxLxE, experts_BxLxK, real_BxL, self.config.experts)
 
+    def kept(self, places: tuple[int, int], key):
+        """What hidden units are times, `[B, L, K, F]`, drawn for the whole batch on any mesh; None without dropout."""
+        settings = self.config.feed_forward
+        if key is None or settings.dropout == 0.0:
+            return None
+        shape = (*places, self.config.experts.top_k, settings.hidden_dim)
+        return dropout(jnp.ones(shape, self.config.dtype), settings.dropout, key)
 
-def mixed(config: cfg.Model, x_BxLxD, logits_BxLxE, real_BxL, kernels: dict[str, Weights]):
+
+def mixed(config: cfg.Model, x_BxLxD, logits_BxLxE, real_BxL, kept_BxLxKxF, kernels: dict[str, Weights]):
     """(of each token the sum of its experts' outputs, each times its weight, `[B, L, D]`; its experts `[B, L, K]`).
 
     A weight is the expert's gate over all of them, in float32, divided by the sum of the K. Padding has expert E,
@@ -55,16 +65,17 @@ def mixed(config: cfg.Model, x_BxLxD, logits_BxLxE, real_BxL, kernels: dict[str,
     order_N = jnp.argsort(expert_N, stable=True)
     sizes_E = jnp.bincount(expert_N, length=count + 1)[:count].astype(jnp.int32)
     sorted_N = expert_N[order_N]
-    real_Nx1 = (sorted_N < count)[:, None]
     # Behind the last group a product may be anything, and so may its gradient: nothing goes in, nothing comes out.
-    x_NxD = jnp.where(real_Nx1, x_BxLxD.reshape(-1, config.embed_dim)[order_N // top_k], 0)
-    y_NxD = feed(config, x_NxD, sorted_N, sizes_E, real_Nx1, kernels)[jnp.argsort(order_N)]
+    x_NxD = jnp.where((sorted_N < count)[:, None], x_BxLxD.reshape(-1, config.embed_dim)[order_N // top_k], 0)
+    kept_NxF = None if kept_BxLxKxF is None else kept_BxLxKxF.reshape(order_N.size, -1)[order_N]
+    y_NxD = feed(config, x_NxD, sorted_N, sizes_E, kept_NxF, kernels)[jnp.argsort(order_N)]
     y_BxLxKxD = y_NxD.reshape(*experts_BxLxK.shape, -1)
     return jnp.einsum("blkd,blk->bld", y_BxLxKxD, weights_BxLxK.astype(y_NxD.dtype)), experts_BxLxK
 
 
-def feed(config: cfg.Model, x_NxD, expert_N, sizes_E, real_Nx1, kernels: dict[str, Weights]):
+def feed(config: cfg.Model, x_NxD, expert_N, sizes_E, kept_NxF, kernels: dict[str, Weights]):
     """`[N, D]`: each row through its expert's network, 0 where it has none; rows lie sorted by expert."""
+    real_Nx1 = (expert_N < config.experts.num_experts)[:, None]
 
     def project(x_NxI, weights: Weights):
         y_NxO = project_ragged(x_NxI, weights.kernel, sizes_E)
@@ -75,7 +86,7 @@ def feed(config: cfg.Model, x_NxD, expert_N, sizes_E, real_Nx1, kernels: dict[st
     activate, gated = ACTIVATIONS[config.feed_forward.activation], config.feed_forward.gated
     h_NxF = project(x_NxD, kernels["up"])
     h_NxF = activate(project(x_NxD, kernels["gate"])) * h_NxF if gated else activate(h_NxF)
-    return project(h_NxF, kernels["down"])
+    return project(h_NxF if kept_NxF is None else h_NxF * kept_NxF, kernels["down"])
 
 
 def statistics(logits_BxLxE, experts_BxLxK, real_BxL, settings: cfg.DroplessExperts) -> dict:

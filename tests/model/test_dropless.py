@@ -1,7 +1,9 @@
 """Dropless experts are, token by token, the weighted networks of the likeliest few; on any mesh, and in any company."""
 
+import re
 from dataclasses import replace
 from functools import cache
+from operator import itemgetter
 
 import flax.linen as nn
 import jax
@@ -12,8 +14,7 @@ import pytest
 from model import config as cfg
 from model.dropless import DroplessFeedForward
 from model.layers import ACTIVATIONS
-from model.ops import ragged_projection
-from model.ops.ragged_projection import project_ragged
+from model.parameters import declarations
 from model.placement import identity
 from tests.model.small import LLAMA, close, gradients, jit, logits, pack, tokens, with_targets
 from tests.model.small import draw as draw_model
@@ -23,6 +24,7 @@ from train.config import Mesh
 EXPERTS = cfg.DroplessExperts(num_experts=5, top_k=2)
 CONFIG = replace(LLAMA, experts=EXPERTS, pattern=(cfg.Layer(experts=True, rotary_base=50.0),))
 PLAIN = replace(CONFIG, feed_forward=cfg.FeedForward(24, "relu", gated=False, bias=True))
+KEY = jax.random.key(7)
 ROWS, LENGTH, WIDTH = 8, 12, 16
 SEGMENTS = np.array([[1] * length + [0] * (LENGTH - length) for length in (12, 12, 9, 7, 12, 1, 0, 12)], np.int32)
 
@@ -54,7 +56,7 @@ def by_token(config, params, x_BxLxD):
         chosen_E = jnp.array([jnp.sum(gate_E > gate) < settings.top_k for gate in gate_E])
         y_D = jnp.zeros(WIDTH)
         for expert in range(settings.num_experts):
-            own = {name: jax.tree.map(lambda leaf: leaf[expert], part) for name, part in params.items()}
+            own = jax.tree.map(itemgetter(expert), {name: params[name] for name in params if name != "router"})
             hidden = x_D @ own["up"]["kernel"] + own["up"].get("bias", 0)
             hidden = activate(x_D @ own["gate"]["kernel"]) * hidden if feed.gated else activate(hidden)
             share = jnp.where(chosen_E[expert], gate_E[expert], 0) / jnp.sum(gate_E * chosen_E)
@@ -113,34 +115,6 @@ def test_bfloat16_is_float32_to_its_precision():
     close(own, aux, 1e-6)  # gating is float32 whatever the rest is
 
 
-SIZES = np.array([4, 0, 3, 6, 1], np.int32)  # an expert without a token, and two rows behind the last group
-
-
-@pytest.mark.parametrize("dtype", ("float32", "bfloat16"))
-def test_a_ragged_product_is_the_product_of_each_row(dtype):
-    generator = np.random.default_rng(1)
-    x, dy = (generator.standard_normal((16, width)).astype(np.float32) for width in (6, 7))
-    kernel = generator.standard_normal((5, 6, 7)).astype(np.float32)
-    dy[14:] = 0  # what lies there is not used
-
-    def heard_of(function):
-        def loss(x, kernel):
-            return jnp.sum(function(x.astype(dtype), kernel, SIZES)[:14].astype(jnp.float32) * dy[:14])
-
-        return jit(jax.value_and_grad(loss, argnums=(0, 1)))
-
-    tolerance = 1e-6 if dtype == "float32" else 0.01
-    close(heard_of(project_ragged)(x, kernel), heard_of(ragged_projection.reference)(x, kernel), tolerance)
-
-
-def test_the_kernels_gradient_is_summed_in_float32():
-    """Of 512 equal rows of bfloat16 it is 512 times one, which bfloat16 itself would round."""
-    x = jnp.full((512, 1), 1.0078125, jnp.bfloat16)
-    sizes = jnp.array([512], jnp.int32)
-    grad = jax.grad(lambda kernel: jnp.sum(project_ragged(x, kernel, sizes).astype(jnp.float32)))(jnp.ones((1, 1, 1)))
-    assert grad.dtype == jnp.float32 and float(grad[0, 0, 0]) == 516.0
-
-
 @pytest.mark.parametrize("groups", (1, 3))
 def test_statistics_are_those_of_a_loop(groups):
     config = replace(CONFIG, experts=replace(EXPERTS, groups=groups))
@@ -169,35 +143,87 @@ def test_statistics_are_those_of_a_loop(groups):
         np.testing.assert_allclose(aux[name], value, rtol=1e-5, err_msg=name)
 
 
+def test_dropout_zeroes_hidden_units_of_each_choice_by_itself():
+    """With one hidden unit a choice's output is there, twice as large, or not."""
+    config = replace(CONFIG, feed_forward=replace(CONFIG.feed_forward, hidden_dim=1, dropout=0.5))
+    params, x = draw(config)
+    run = jit(lambda params, x, key: module(config).apply({"params": params}, x, SEGMENTS, None, key)[0])
+    y, plain = (np.asarray(run(params, x, key)) for key in (KEY, None))
+    gates = jax.nn.softmax(x @ params["router"]["kernel"], axis=-1)
+    top, best = jax.lax.top_k(gates, 2)
+    share = np.asarray(top / top.sum(-1, keepdims=True))[..., None]
+    own = {name: params[name]["kernel"][np.asarray(best)] for name in ("up", "gate", "down")}  # [B, L, K, in, out]
+    hidden = ACTIVATIONS["silu"](jnp.einsum("bld,blkdf->blkf", x, own["gate"]))
+    hidden = hidden * jnp.einsum("bld,blkdf->blkf", x, own["up"])
+    parts = share * np.asarray(jnp.einsum("blkf,blkfd->blkd", hidden, own["down"]))
+    close(plain, parts.sum(2) * (SEGMENTS > 0)[..., None], 1e-5)
+    seen = []
+    for row, column in np.argwhere(SEGMENTS > 0):
+        way = np.linalg.lstsq(parts[row, column].T, y[row, column], rcond=None)[0]
+        seen.append(tuple(np.round(way).astype(int).tolist()))
+        np.testing.assert_allclose(way, seen[-1], rtol=0, atol=1e-2)
+    assert set(seen) == {(0, 0), (0, 2), (2, 0), (2, 2)}
+    assert np.all(np.abs(np.mean(seen, axis=0) - 1) < 0.4)
+    assert np.any(y != np.asarray(run(params, x, jax.random.key(6))))
+
+
 MESHES = {"data=8": Mesh(8), "fsdp=4 tensor=2": Mesh(1, 4, 2), "data=2 expert=4": Mesh(2, 1, 1, 4)}
+
+
+# No axis of a token's is as long as a kernel's, or a part of it, but the embedding.
+DIVIDED = replace(CONFIG, experts=replace(EXPERTS, num_experts=8), feed_forward=cfg.FeedForward(40))
+DROPPING = replace(DIVIDED, feed_forward=cfg.FeedForward(40, dropout=0.25))
+PARTS = [(embed, other) for embed in (WIDTH, WIDTH // 4) for other in (40, 20, 8)]
+KERNELS = {*PARTS, *(part[::-1] for part in PARTS)}
+COLLECTIVES = re.compile(r"= \(?(\w+\[[\d,]*\]).* (all-to-all|all-gather|all-reduce|reduce-scatter|collective-permute)")
 
 
 @cache
 def on_a_mesh(name: str):
-    """Value, statistics and gradients on a mesh, and the compiled program."""
+    """Value, statistics and gradients on a mesh, parameters divided as they are in a run; and the compiled program."""
     grid = mesh.make_mesh(MESHES[name])
     place = jax.sharding.NamedSharding(grid, mesh.spec(("batch",), mesh.RULES, grid))
-    params, x = draw(CONFIG)
-    run = jit(heard(ours(CONFIG, mesh.constrainer(mesh.RULES, grid))), in_shardings=(None, place))
-    compiled = run.lower(params, x).compile()
-    return compiled(params, jax.device_put(x, place)), compiled.as_text()
+    shapes = jax.eval_shape(module(DIVIDED).init, jax.random.key(0), jnp.zeros((1, 1, WIDTH)), SEGMENTS[:1, :1])
+    params = mesh.param_shardings(declarations(shapes["params"]), mesh.RULES, grid)
+    run = jit(
+        heard(ours(DIVIDED, mesh.constrainer(mesh.RULES, grid))),
+        in_shardings=(params, place),
+        out_shardings=((None, (place, None)), (params, place)),
+    )
+    compiled = run.lower(*draw(DIVIDED)).compile()
+    return compiled(*jax.device_put(draw(DIVIDED), (params, place))), compiled.as_text()
 
 
 @pytest.mark.parametrize("name", MESHES)
 def test_devices_change_nothing(name):
     (_, (y, aux)), found = on_a_mesh(name)[0]
-    (_, (expected, wanted)), gradient = jit(heard(ours(CONFIG)))(*draw(CONFIG))
+    (_, (expected, wanted)), gradient = jit(heard(ours(DIVIDED)))(*draw(DIVIDED))
     close(y, expected, 1e-6)
     close(aux, wanted, 1e-6)
     close(found, gradient, 1e-5)
 
 
-def test_no_token_leaves_its_device():
-    """Under data parallelism the only exchange is the sum of gradients and statistics."""
-    text = on_a_mesh("data=8")[1]
-    assert "all-reduce" in text
-    for exchange in ("all-gather", "all-to-all", "collective-permute", "reduce-scatter"):
-        assert exchange not in text, exchange
+@pytest.mark.parametrize("name", MESHES)
+def test_no_token_leaves_its_device(name):
+    """Under data parallelism the only exchange is the sum of gradients and statistics; otherwise kernels are moved too.
+
+    Of everything that goes from device to device as it is, the last two sizes are those of a kernel or a part of it.
+    """
+    moved = [(kind, shape) for shape, kind in COLLECTIVES.findall(on_a_mesh(name)[1]) if kind != "all-reduce"]
+    assert "all-reduce" in on_a_mesh(name)[1]
+    assert bool(moved) == (name != "data=8")
+    for kind, shape in moved:
+        sizes = tuple(map(int, re.findall(r"\d+", shape.partition("[")[2])))
+        assert sizes[-2:] in KERNELS, (kind, shape)
+
+
+@pytest.mark.parametrize("name", MESHES)
+def test_dropout_is_the_same_on_any_mesh(name):
+    def run(constrain):
+        return jit(lambda params, x: module(DROPPING, constrain).apply({"params": params}, x, SEGMENTS, None, KEY)[0])
+
+    found = run(mesh.constrainer(mesh.RULES, mesh.make_mesh(MESHES[name])))(*draw(DROPPING))
+    close(found, run(identity)(*draw(DROPPING)), 1e-6)
 
 
 def test_a_packed_text_is_the_text_alone():
