@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from model import config as cfg
-from model.layers import Norm, Projection, residual_std, rotate
+from model.layers import Norm, Projection, kernel_std, residual_std, rotate
 from model.ops.attention import KERNELS, Places, Rule
 
 
@@ -40,7 +40,7 @@ class Shared(NamedTuple):
 
 def query_projection(config: cfg.Model, name: str = "query") -> Projection:
     """From activations to the queries of attention."""
-    std = config.embed_dim**-0.5 if config.init.kernel_std is None else config.init.kernel_std
+    std = kernel_std(config, config.embed_dim)
     std = std * config.head_dim**-0.5 if config.init.scale_query else std
     return _into(config, name, ("heads", config.attention.num_heads), std)
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from model.generate import empty_cache, extend, read_source
+from model.generate import extend, read_prompts
 from model.transformer import layer_caches
 
 
@@ -53,10 +53,7 @@ def beam_search(
     rows, length = prompts_BxL.shape
     beams = search.beams
     known = min(model.config.vocab_size, search.vocab_size or model.config.vocab_size)
-    cache = {**empty_cache(model.config, rows, length + max_new_tokens), "prefix": lengths_B}
-    if source is not None:
-        cache = read_source(model, params, cache, *source)
-    logits_BxV, cache = extend(model, params, cache, prompts_BxL, lengths_B)
+    logits_BxV, cache = read_prompts(model, params, prompts_BxL, lengths_B, length + max_new_tokens, source)
     by_layer = layer_caches(model.config)
     cache = {key: jnp.repeat(part, beams, axis=int(key in by_layer)) for key, part in cache.items()}
 

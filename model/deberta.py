@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from model import config as cfg
 from model.attention import Shared, key_projection, output_projection, query_projection, rule_of
-from model.layers import OUTER_ACTIVATIONS, Norm
+from model.layers import OUTER_ACTIVATIONS, Norm, kernel_std
 from model.ops.attention import Places
 from model.ops.disentangled import KERNELS, rows_read
 from model.ops.dropout import dropout
@@ -108,7 +108,7 @@ class Convolution(nn.Module):
         """norm(x + activation(convolution of `embedded`)); nothing of other segments, or of padding, is read."""
         config, size, embed = self.config, self.config.convolution.size, self.config.embed_dim
         declaration = Declaration((size, embed, embed), ("width", "embed", "norm"), "kernel", (0, 1), (2,))
-        std = declaration.fan_in**-0.5 if config.init.kernel_std is None else config.init.kernel_std
+        std = kernel_std(config, declaration.fan_in)
         kernel_WxDxD = declare(self, "kernel", declaration, normal(std, config.init.truncation))
         bias_D = declare(self, "bias", Declaration((embed,), ("norm",), "bias"), constant(0.0))
         y_BxLxD = project(neighbours(embedded_BxLxD, segments_BxL, size), kernel_WxDxD, 2)

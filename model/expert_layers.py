@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from model import config as cfg
-from model.layers import residual_std
+from model.layers import kernel_std, residual_std
 from model.parameters import Declaration, constant, declare, normal
 
 
@@ -33,7 +33,7 @@ class Router(nn.Module):
     def __call__(self, x):
         config, experts = self.config, self.config.experts.num_experts
         declaration = Declaration((config.embed_dim, experts), ("embed", "router"), "kernel", (0,), (1,))
-        std = declaration.fan_in**-0.5 if config.init.kernel_std is None else config.init.kernel_std
+        std = kernel_std(config, declaration.fan_in)
         kernel_DxE = declare(self, "kernel", declaration, normal(std, config.init.truncation))
         x_NxD = x.astype(jnp.float32).reshape(-1, config.embed_dim)
         # Accelerators otherwise round the factors of a float32 product, and a choice between experts with them.
@@ -54,8 +54,7 @@ class ExpertWeights(nn.Module):
         axes = [("experts", config.experts.num_experts), *(reversed(axes) if self.down else axes)]
         names, shape = zip(*axes, strict=True)
         declaration = Declaration(shape, names, "kernel", inputs=(1,), outputs=(2,))
-        std = declaration.fan_in**-0.5 if init.kernel_std is None else init.kernel_std
-        std = residual_std(config, settings.hidden_dim) if self.down else std
+        std = (residual_std if self.down else kernel_std)(config, declaration.fan_in)
         kernel = declare(self, "kernel", declaration, normal(std, init.truncation))
         if not settings.bias:
             return Weights(kernel, None)

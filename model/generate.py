@@ -79,6 +79,14 @@ def extend(model: Transformer, params, cache: dict, tokens_BxL, counts_B):
     return nn.apply(run, model)({"params": params})
 
 
+def read_prompts(model: Transformer, params, prompts_BxL, lengths_B, capacity: int, source=None) -> tuple:
+    """What `extend` gives behind prompts in a new cache, `source` being that of `generate`."""
+    cache = {**empty_cache(model.config, prompts_BxL.shape[0], capacity), "prefix": lengths_B}
+    if source is not None:
+        cache = read_source(model, params, cache, *source)
+    return extend(model, params, cache, prompts_BxL, lengths_B)
+
+
 def choose(logits_BxV, keys_B, sampling: Sampling):
     """int32 `[B]`: the next token of each row, drawn with the row's own key.
 
@@ -112,10 +120,7 @@ def generate(
     `source` is None, or (int32 `[B, S]`, int32 `[B]`), what an encoder reads: tokens, and how many are real.
     """
     rows, length = prompts_BxL.shape
-    cache = {**empty_cache(model.config, rows, length + max_new_tokens), "prefix": lengths_B}
-    if source is not None:
-        cache = read_source(model, params, cache, *source)
-    logits_BxV, cache = extend(model, params, cache, prompts_BxL, lengths_B)
+    logits_BxV, cache = read_prompts(model, params, prompts_BxL, lengths_B, length + max_new_tokens, source)
 
     known = min(model.config.vocab_size, sampling.vocab_size or model.config.vocab_size)
 

@@ -154,9 +154,14 @@ class FeedForward(nn.Module):
         return project(hidden, embed, std=residual_std(config, settings.hidden_dim), name="down")(h_BxLxF)
 
 
+def kernel_std(config: cfg.Model, fan_in: int) -> float:
+    """Standard deviation of a kernel's initial values."""
+    return fan_in**-0.5 if config.init.kernel_std is None else config.init.kernel_std
+
+
 def residual_std(config: cfg.Model, fan_in: int) -> float:
     """Standard deviation of a kernel that writes to the residual stream (GPT-2 divides by sqrt(2 num_layers))."""
-    std = fan_in**-0.5 if config.init.kernel_std is None else config.init.kernel_std
+    std = kernel_std(config, fan_in)
     return std * (2 * config.num_layers) ** -0.5 if config.init.scale_residual else std
 
 

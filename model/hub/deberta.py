@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from model.config import Attention, DisentangledPositions, FeedForward, Heads, Initialization, Model, Norm
-from model.hub.bert import labels
+from model.hub import bert
 from model.hub.family import (
     ACTIVATIONS,
     Config,
@@ -29,25 +29,11 @@ from model.hub.layout import Tensor, convolution, interleaved, linear, plain
 
 SELF = "encoder.layer.{}.attention.self."
 ABSOLUTE = "embeddings.position_embeddings.weight"
+OTHERS = ("embedding/position", "attention/query", "attention/key", "attention/value", "heads/next_sentence")
 TENSORS = {
-    "embedding/token": plain("embeddings.word_embeddings.weight"),
-    "embedding/token_type": plain("embeddings.token_type_embeddings.weight"),
-    "embedding/norm": plain("embeddings.LayerNorm"),
+    **{key: tensor for key, tensor in bert.TENSORS.items() if key not in OTHERS},
     "relations/table": plain("encoder.rel_embeddings.weight"),
-    "attention/output": linear("encoder.layer.{}.attention.output.dense"),
-    "attention_norm": plain("encoder.layer.{}.attention.output.LayerNorm"),
-    "feed_forward/up": linear("encoder.layer.{}.intermediate.dense"),
-    "feed_forward/down": linear("encoder.layer.{}.output.dense"),
-    "feed_forward_norm": plain("encoder.layer.{}.output.LayerNorm"),
     "mask_decoder/table": plain(ABSOLUTE),
-    "heads/pooler": linear("pooler.dense"),
-    "heads/spans": linear("qa_outputs"),
-    "heads/sequence": linear("classifier"),
-    "heads/token": linear("classifier"),
-    "head_transform/dense": linear("cls.predictions.transform.dense"),
-    "head_transform/norm": plain("cls.predictions.transform.LayerNorm"),
-    "head": linear("cls.predictions.decoder.weight"),
-    "head_bias": plain("cls.predictions.bias"),
 }
 FIRST = {
     **{
@@ -95,18 +81,7 @@ def needed(key: str, wanted: Any, absent: Any) -> Field:
 
 def outer_activation(key: str, path: str, default: str) -> Field:
     """An activation outside of the feed-forward networks."""
-
-    def read(config):
-        found = value_of(config, key, default)
-        if found not in OUTER_ACTIVATIONS:
-            raise HubError(f"config.json has {key} {found!r}, must be one of {', '.join(OUTER_ACTIVATIONS)}")
-        return OUTER_ACTIVATIONS[found]
-
-    def write(model):
-        ours = get_path(model, path)
-        return {key: "gelu_new" if ours == "gelu_tanh" else ours}
-
-    return Field(path, read, write)
+    return activation(key, "gelu_new", default, path, OUTER_ACTIVATIONS)
 
 
 def terms(config: Config) -> set[str]:
@@ -223,7 +198,7 @@ FIELDS = (
     fixed("legacy", True, False),
     of_hidden_size("embedding_size"),
     of_hidden_size("pooler_hidden_size"),
-    Field("", lambda config: None, labels),
+    Field("", lambda config: None, bert.labels),
     *deviations(),
 )
 

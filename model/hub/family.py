@@ -125,20 +125,22 @@ def fixed(key: str, *values: Any) -> Field:
     return Field("", read, lambda model: {key: values[0]})
 
 
-def activation(key: str, tanh: str, default: str) -> Field:
-    """The feed-forward's activation; `tanh` is how the family spells the tanh form of GELU."""
+def activation(
+    key: str, tanh: str, default: str, path: str = "feed_forward.activation", known: Mapping[str, str] = ACTIVATIONS
+) -> Field:
+    """An activation, the feed-forward's or another; `tanh` is how the family spells the tanh form of GELU."""
 
     def read(config):
         found = value_of(config, key, default)
-        if found not in ACTIVATIONS:
-            raise HubError(f"config.json has {key} {found!r}, must be one of {', '.join(ACTIVATIONS)}")
-        return ACTIVATIONS[found]
+        if found not in known:
+            raise HubError(f"config.json has {key} {found!r}, must be one of {', '.join(known)}")
+        return known[found]
 
     def write(model):
-        ours = model.feed_forward.activation
+        ours = get_path(model, path)
         return {key: tanh if ours == "gelu_tanh" else ours}
 
-    return Field("feed_forward.activation", read, write)
+    return Field(path, read, write)
 
 
 def deviations(key: str = "initializer_range") -> tuple[Field, Field]:
