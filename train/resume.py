@@ -34,7 +34,6 @@ KINDS = {
     "data.source.components.*.source.path": FREE,
     "data.source.components.*.source.validation_path": FREE,
     "data.tokenizer.path": FREE,
-    "data.tokenizer.stop": FREE,
     "data.cache_dir": FREE,
     "data.prefetch": FREE,
     "data.timeout": FREE,

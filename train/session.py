@@ -206,7 +206,8 @@ class Session:
                 found |= self._evaluated(name, total, [self.feed.validation[name]])
         found |= self._evaluated(WHOLE, added(task, totals.values()), list(self.feed.validation.values()))
         self.writers.write({"step": step, **found})
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in found.items())
+        # What is told layer by layer, as of experts, is for the log.
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in found.items() if "/experts/" not in name)
         self.progress.message(f"step {step}  {shown}")
         return found
 

@@ -164,7 +164,7 @@ def loss_of(config: Model):
 
     def run(params, batch, key):
         def sums(model):
-            states = model(batch, key)[0]
+            states = model.output(model(batch, key)[0])
             rule = model.logit_rule
             return fused(states, model.unembedding(), batch["targets"], batch["weights"], rule, 1e-2)[0]
 

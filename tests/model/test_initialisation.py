@@ -51,7 +51,7 @@ def loss_of_tokens(config: cfg.Model):
 
     def run(params, batch):
         def sums(model):
-            states = model(batch)[0]
+            states = model.output(model(batch)[0])
             return reference(states, model.unembedding(), batch["targets"], batch["weights"], model.logit_rule)[0]
 
         return nn.apply(sums, Transformer(config))({"params": params}) / batch["weights"].sum()

@@ -80,7 +80,7 @@ def test_an_evaluation_batch_divides_by_the_mesh(config, rows, sizes, expected):
 def test_a_batch_lies_on_its_rows(config):
     shardings = assemble(replaced(config, {"mesh": Mesh(2, 2, 2)})).batch_shardings()
     assert set(shardings) == {"tokens", "targets", "weights", "segment_ids", "positions"}
-    assert {sharding.spec for sharding in shardings.values()} == {jax.P(("data", "fsdp"), None)}
+    assert {sharding.spec for sharding in shardings.values()} == {jax.P(("data", "fsdp", "expert"), None)}
 
 
 def test_a_group_that_matches_nothing_is_refused(config):

@@ -6,7 +6,16 @@ import jax
 import numpy as np
 import pytest
 
-from model.config import Attention, CapacityExperts, Convolution, DisentangledPositions, Layer, Model, Norm
+from model.config import (
+    Attention,
+    CapacityExperts,
+    Convolution,
+    DisentangledPositions,
+    DroplessExperts,
+    Layer,
+    Model,
+    Norm,
+)
 from model.transformer import Transformer
 from tests.model.jaxprs import dot_flops
 from tests.model.small import GEMMA, GPT2, LLAMA, declared, draw, loss_of, pack, sourced, tokens, with_targets
@@ -104,7 +113,10 @@ def test_flops_of_an_encoder_decoder_are_the_products_that_are_traced():
     assert counted * length / 3 == pytest.approx(dot_flops(hidden) + head - unseen)
 
 
-@pytest.mark.parametrize("experts", (CapacityExperts(num_experts=8, top_k=1), CapacityExperts(num_experts=4)))
+EXPERTS = (CapacityExperts(num_experts=8, top_k=1), CapacityExperts(num_experts=4), DroplessExperts(num_experts=4))
+
+
+@pytest.mark.parametrize("experts", EXPERTS)
 def test_of_experts_those_that_a_token_goes_to_are_counted(experts):
     """As many dense networks, and the router."""
     mixed = replace(LLAMA, pattern=(Layer(), Layer(experts=True)), experts=experts)

@@ -29,8 +29,10 @@ def config(directory, **changes):
     )
 
 
-def test_what_no_model_of_this_version_trains_is_refused(tmp_path):
-    with pytest.raises(generate.ConfigError, match="data.objective.name is seq2seq, but this version trains no model"):
+def test_sources_without_an_encoder_are_refused(tmp_path):
+    with pytest.raises(
+        generate.ConfigError, match="encoder_layers is 0, but data.objective seq2seq has sources for an"
+    ):
         check(config(tmp_path, **{"data.objective": Seq2SeqObjective()}))
 
 
