@@ -25,6 +25,7 @@ CASES = {
     "decoder": (WINDOWS, PROMPTS, None),
     "encoder-decoder": (replaced(PAIR, {**HEAD, "encoder_layers": 2}), [prompt[:1] for prompt in PROMPTS], SOURCES),
 }
+either = pytest.mark.parametrize("case", ("decoder", pytest.param("encoder-decoder", marks=pytest.mark.slow)))
 
 
 def padded(rows):
@@ -135,7 +136,7 @@ def test_with_beams_for_all_texts_it_finds_the_best_one(alpha):
     assert len({len(text) for text, _ in found}) > 1
 
 
-@pytest.mark.parametrize("case", CASES)
+@either
 def test_one_beam_is_the_greedy_text_whatever_the_penalty(case):
     config, prompts, sources = CASES[case]
     source = None if sources is None else padded(sources)
@@ -148,7 +149,7 @@ def test_one_beam_is_the_greedy_text_whatever_the_penalty(case):
         assert [text for text, _ in searched(case, BeamSearch(1, alpha))] == greedy
 
 
-@pytest.mark.parametrize("case", CASES)
+@either
 def test_rows_are_each_alone(case):
     search = BeamSearch(4, 0.6)
     together = searched(case, search)
@@ -166,7 +167,8 @@ def stopped(beams: int, alpha: float, limit: int, chances) -> bool:
     alive, none = (Hypotheses(*map(jnp.asarray, each)) for each in (alive, none))
     logits = jnp.broadcast_to(jnp.log(jnp.asarray(chances, jnp.float32)), (1, beams, len(chances)))
     done, limits = jnp.zeros((1,), bool), jnp.full((1,), limit, jnp.int32)
-    return bool(advance(0, logits, alive, none, done, limits, END, BeamSearch(beams, alpha))[2][0])
+    run = jit(partial(advance, end=END, search=BeamSearch(beams, alpha)))
+    return bool(run(0, logits, alive, none, done, limits)[2][0])
 
 
 def test_a_row_stops_when_nothing_can_beat_what_has_ended():

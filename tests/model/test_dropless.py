@@ -233,6 +233,7 @@ def test_a_packed_text_is_the_text_alone():
     close(found[0, :7], found[2, :7], 2e-5)
 
 
+@pytest.mark.slow
 def test_layers_may_be_unrolled_and_computed_again():
     batch = with_targets(pack([tokens(7, 1), tokens(5, 2)]))
     expected = gradients(CONFIG)(draw_model(CONFIG), batch, None)

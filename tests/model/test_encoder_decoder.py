@@ -64,6 +64,7 @@ def test_every_token_sees_all_of_its_source_and_no_later_target():
     assert np.flatnonzero(heard).tolist() == [0, 1, 2, *range(12, 16)]
 
 
+@pytest.mark.slow
 @placements
 def test_layers_may_be_unrolled_and_computed_again(config):
     batch = with_targets(sourced(pack([*TARGETS], [TARGETS[1]]), pack([*SOURCES], [SOURCES[1]])))

@@ -315,6 +315,7 @@ def source(*rows, length=LENGTH):
     return {f"source_{key}": value for key, value in pack(*rows, length=length).items()}
 
 
+@SLOW
 def test_an_encoder_decoder_packed_is_alone_and_cached_is_full():
     """Every second layer of both stacks has experts."""
     params, model = draw(PAIR), Transformer(PAIR)

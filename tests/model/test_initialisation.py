@@ -38,7 +38,13 @@ INITIAL = {
 SAMPLING = 0.04  # several standard errors of the spread of 4,096 numbers, the fewest there are
 
 
-@pytest.mark.parametrize("config", INITIAL.values(), ids=INITIAL)
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(config, id=name, marks=(pytest.mark.slow,) if "width" in name else ())
+        for name, config in INITIAL.items()
+    ],
+)
 def test_the_initial_loss_is_ln_of_the_vocabulary(config):
     inputs, targets = ([tokens(64, seed + row, high=config.vocab_size) for row in range(4)] for seed in (0, 9))
     batch = {**with_targets(pack(*([row] for row in inputs), length=64)), "targets": np.array(targets, np.int32)}

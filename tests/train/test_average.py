@@ -100,10 +100,10 @@ def test_an_occupied_directory_and_a_run_without_checkpoints_are_refused(run, tm
 
 @pytest.mark.parametrize(
     ("changes", "said"),
-    {
-        "shapes": ({"model.feed_forward.hidden_dim": 32}, "stack/0/feed_forward/up/kernel"),
-        "settings": ({"model.norm.epsilon": 1e-3}, "model.norm.epsilon"),
-    }.values(),
+    (
+        pytest.param({"model.feed_forward.hidden_dim": 32}, "stack/0/feed_forward/up/kernel", id="shapes"),
+        pytest.param({"model.norm.epsilon": 1e-3}, "model.norm.epsilon", id="settings", marks=pytest.mark.slow),
+    ),
 )
 def test_checkpoints_of_another_model_are_refused(changes, said, run, tmp_path, capsys):
     """Such as those that were copied into one directory from several runs."""

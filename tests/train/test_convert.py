@@ -117,7 +117,7 @@ def test_a_text_ends_where_the_published_model_ends_it(case, tmp_path):
     assert written["max_position_embeddings"] == 77
 
 
-@pytest.mark.parametrize("name", ("marian", "t5"))
+@pytest.mark.parametrize("name", (pytest.param("marian", marks=pytest.mark.slow), "t5"))
 def test_an_encoder_decoder_begins_and_ends_as_published(name, tmp_path):
     """With its padding and with its end of text; and is exported so."""
     ids = {"decoder_start_token_id": 257, "eos_token_id": ord("E"), "is_encoder_decoder": True}

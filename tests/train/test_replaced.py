@@ -250,7 +250,8 @@ def test_neither_loss_reaches_the_other_branch_and_all_parameters_learn(made):
         assert [jax.tree_util.keystr(path) for path, leaf in own if not leaf.any()] == []
 
 
-@pytest.mark.parametrize("parts", (2, pytest.param(4, marks=pytest.mark.slow)))
+@pytest.mark.slow
+@pytest.mark.parametrize("parts", (2, 4))
 def test_a_batch_split_into_micro_batches_draws_the_same_samples(made, gradients, parts):
     assembly, state = made
     found = jax.device_get(jit(Step(assembly.task, assembly.optimizer, None, 0, parts).gradients)(state, rtd_batch()))

@@ -159,7 +159,9 @@ def of_questions(directory):
     return test_qa_run.small(directory), batch, qa_outputs
 
 
-@pytest.fixture(scope="module", params=(of_masked, of_questions), ids=("masked", "qa"))
+@pytest.fixture(
+    scope="module", params=(of_masked, pytest.param(of_questions, marks=pytest.mark.slow)), ids=("masked", "qa")
+)
 def made(request, tmp_path_factory):
     """(assembly, state, batch, outputs as a function of model and batch, (loss, metrics, gradients) of a step)."""
     config, batch, outputs = request.param(tmp_path_factory.mktemp("sift"))
