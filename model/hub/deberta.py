@@ -1,7 +1,8 @@
 """DeBERTa (He et al. 2020) and its second and third versions, with any of their heads.
 
 The key `mask_decoder_passes` of config.json is ours: with it a file's absolute positions are those of the enhanced mask
-decoder, without it they are left unread, as `transformers` leaves them, which has no such decoder.
+decoder, without it, or without a language head, they are left unread, as `transformers` leaves them, which has no such
+decoder.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from model.config import Attention, DisentangledPositions, FeedForward, Heads, I
 from model.hub import bert
 from model.hub.family import (
     ACTIVATIONS,
+    MOST_LAYERS,
     Config,
     Family,
     Field,
@@ -120,16 +122,25 @@ def head_size(config: Config) -> None:
         raise HubError(f"config.json has attention_head_size {found!r}; only hidden_size / heads is implemented")
 
 
+def passes(config: Config) -> int:
+    """How often the last layer is the decoder's; its table is then needed as every tensor is."""
+    found = config.get("mask_decoder_passes", 0)
+    if not isinstance(found, int) or isinstance(found, bool) or not 0 <= found <= MOST_LAYERS:
+        wanted = f"must be a whole number from 0 to {MOST_LAYERS}"
+        raise HubError(f"config.json has mask_decoder_passes {found!r}, {wanted}")
+    return found
+
+
 def absolute_length(config: Config) -> int:
     """Rows of the decoder's table: the longest context, where there is a decoder."""
     default = DisentangledPositions().absolute_length
-    return value_of(config, "max_position_embeddings", 512) if config.get("mask_decoder_passes") else default
+    return value_of(config, "max_position_embeddings", 512) if passes(config) else default
 
 
 def decoder_keys(model: Model) -> dict:
     """The longest context is the decoder's, where there is one."""
-    passes = model.mask_decoder_passes
-    return {"mask_decoder_passes": passes, "max_position_embeddings": model.max_length} if passes else {}
+    count = model.mask_decoder_passes
+    return {"mask_decoder_passes": count, "max_position_embeddings": model.max_length} if count else {}
 
 
 def heads(prefix: str) -> Callable[[Config, Collection[str]], dict]:
@@ -145,12 +156,11 @@ def heads(prefix: str) -> Callable[[Config, Collection[str]], dict]:
         token = architecture == f"{prefix}ForTokenClassification"
         classifies = token or has("classifier.", "SequenceClassification")
         classes = len(config["id2label"]) if config.get("id2label") else config.get("num_labels", 2)
-        decodes = language and (not names or ABSOLUTE in names)
         return {
             "language_head": language,
             "head_transform": language,
             "head_bias": language,
-            "positions.mask_decoder_passes": config.get("mask_decoder_passes", 0) if decodes else 0,
+            "positions.mask_decoder_passes": passes(config) if language else 0,
             "heads.pooler": pooler,
             "heads.replaced": any(name.startswith("mask_predictions.") for name in names),
             "heads.spans": has("qa_outputs.", "QuestionAnswering"),

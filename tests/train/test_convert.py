@@ -17,7 +17,15 @@ from model.hub.families import canonical, from_config
 from tests.helpers import replaced, tiny
 from tests.model.hub.small import CONFIGS
 from tests.model.small import same
-from tests.train.hub.published import DECODER, PLAIN, publish, publish_decoder, publish_encoder, publish_gguf
+from tests.train.hub.published import (
+    DECODER,
+    PLAIN,
+    arrays_of,
+    publish,
+    publish_decoder,
+    publish_encoder,
+    publish_gguf,
+)
 from train import convert, generate, inspect, loop, main
 from train.assembly import assemble
 from train.config import Config
@@ -243,6 +251,20 @@ def test_a_head_is_put_on_an_encoder_without_its_mask_decoder(tmp_path, capsys):
     said = capsys.readouterr().err
     assert "initialised with seed 0: heads/spans/bias, heads/spans/kernel" in said
     assert "left out" in said and "deberta.embeddings.position_embeddings.weight" in said
+
+
+def test_a_mask_decoder_that_lost_its_table_is_refused(tmp_path, capsys):
+    """And made new when asked: one without passes would be another model."""
+    name, table = "deberta_decoder", "deberta.embeddings.position_embeddings.weight"
+    arrays = arrays_of(CONFIGS[name])
+    del arrays[table]
+    source = publish(tmp_path / "hf", CONFIGS[name], arrays)
+    assert imported(source, tmp_path / "run") == 3
+    assert f"missing: {table.removeprefix('deberta.')}" in capsys.readouterr().err and not (tmp_path / "run").exists()
+    assert imported(source, tmp_path / "run", "--initialise_missing_heads") == 0
+    assert "initialised with seed 0: mask_decoder/table" in capsys.readouterr().err
+    assert config_of(tmp_path / "run").model.mask_decoder_passes == 2
+    assert imported(source, tmp_path / "none", "--config.model.positions.mask_decoder_passes=0") == 0
 
 
 def test_a_head_that_is_not_wanted_is_left_out_and_said(tmp_path, capsys):
