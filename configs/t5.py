@@ -20,8 +20,9 @@ The others read your text and T5's tokenizer, a tokenizer.json or its spiece.mod
         --config.data.source.paths='text/*.txt' --config.data.tokenizer.path=tokenizer.json
 
 Rows are 568 tokens of text, of which 15 % are cut out in spans of 3 in the mean: 512 tokens for the encoder, 114 for
-the decoder. The run is the paper's baseline (section 3.1): 2^19 steps of 2^16 tokens, Adafactor, a rate of 0.01 for
-10000 steps and then of 1 / sqrt(step); the z-loss is that of their code. Version 1.1 is trained without dropout, which
+the decoder. A text begins with <pad>, as T5's decoders do, so that one stands between texts, where T5's own rows have
+nothing. The run is the paper's baseline (section 3.1): 2^19 steps of 2^16 tokens, Adafactor, a rate of 0.01 for 10000
+steps and then of 1 / sqrt(step); the z-loss is that of their code. Version 1.1 is trained without dropout, which
 fine-tuning turns on again. The paper's last models were trained for longer: a million steps of 2^20 tokens, which is
 `--config.train.steps=1000000 --config.train.batch_size=2048`.
 """

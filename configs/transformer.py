@@ -18,9 +18,9 @@ The others read your pairs, a JSON object a line with the columns `source` and `
     python -m train.average --run runs/transformer-base --last 5 --workdir runs/transformer-base-mean
     python -m train.generate --run runs/transformer-base-mean --prompt 'A sentence.' --beams 4 --length_penalty 0.6
 
-The average and the search are the paper's (section 6.1; of the big model it averages 20 checkpoints). Its models from
-English to French have 32,000 ids, and the big one less dropout:
-`--config.model.vocab_size=32000 --config.model.dropout=0.1`.
+The average is the paper's (section 6.1; of the big model it averages 20 checkpoints), and so are the search's numbers;
+when it ends, which the paper leaves open, `model/beam.py` says. Its models from English to French have 32,000 ids, and
+the big one less dropout: `--config.model.vocab_size=32000 --config.model.dropout=0.1`.
 
 A row is one pair. The paper counts a batch in tokens, about 25,000 of each side, which is 896 pairs of the 28 that a
 sentence of its English-German text has, more or less. The learning rate is its law: d^-0.5 min(step^-0.5, step

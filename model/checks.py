@@ -80,7 +80,7 @@ def _sizes(config: Model) -> dict[str, int | None]:
         "encoder_layers": config.encoder_layers,
         "generator_layers": config.generator_layers,
         "convolution.size": config.convolution.size,
-        **{f"positions.{key}": getattr(config.positions, key, None) for key in ("offset", "mask_decoder_passes")},
+        "positions.offset": getattr(config.positions, "offset", None),
         "token_types": config.token_types,
         "heads.sequence_classes": config.heads.sequence_classes,
         "heads.token_classes": config.heads.token_classes,
@@ -113,7 +113,13 @@ def _check_ranges(config: Model) -> list[tuple[str, str]]:
         "attention.dropout": config.attention.dropout,
         "feed_forward.dropout": config.feed_forward.dropout,
     }
+    passes = {"positions.mask_decoder_passes": getattr(config.positions, "mask_decoder_passes", None)}
+    buckets = {"positions.buckets": getattr(config.positions, "buckets", None)}
+    distances = {f"positions.{key}": getattr(config.positions, key, None) for key in ("max_distance", "span")}
     ranges = (
+        (passes, lambda value: 0 <= value <= 16, "from 0 to 16"),
+        (buckets, lambda value: value <= 4096, "at most 4096"),
+        (distances, lambda value: value < 2**31, f"at most {2**31 - 1}"),
         (_sizes(config), lambda value: value >= 0, "at least 0"),
         (_counts(config), lambda value: value >= 1, "at least 1"),
         (_scales(config), lambda value: value > 0, "above 0"),
@@ -133,14 +139,15 @@ def _check_experts(config: Model) -> list[tuple[str, str]]:
     experts, wanted = config.experts, any(layer.experts for layer in config.pattern)
     if isinstance(experts, NoExperts):
         return [("experts.name", "is none, but a layer of model.pattern has experts: true")] if wanted else []
-    positive, kept = lambda value: value > 0, lambda value: value >= 0
+    kept, most_room = lambda value: value >= 0, experts.num_experts
+    share, shared = lambda value: 0 < value <= most_room, f"above 0 and at most num_experts, {most_room}: all tokens"
     most = min(2, experts.num_experts) if isinstance(experts, CapacityExperts) else experts.num_experts
     ranges = {
         "num_experts": (lambda value: value >= 2, "at least 2"),
         "top_k": (lambda value: 1 <= value <= most, f"from 1 to {most}"),
         "groups": (lambda value: value >= 1, "at least 1"),
-        "capacity_factor": (positive, "above 0"),
-        "eval_capacity_factor": (positive, "above 0"),
+        "capacity_factor": (share, shared),
+        "eval_capacity_factor": (share, shared),
         "min_capacity": (lambda value: value >= 1, "at least 1"),
         "balance_coefficient": (kept, "at least 0"),
         "z_coefficient": (kept, "at least 0"),
@@ -210,10 +217,9 @@ def _check_disentangled(config: Model) -> list[tuple[str, str]]:
 
 def _check_between(config: Model) -> list[tuple[str, str]]:
     """What DeBERTa's convolution and mask decoder, which stand between layers, cannot be joined with."""
-    attention, heads = config.attention, config.heads
+    attention = config.attention
     passes, convolved = config.mask_decoder_passes, config.convolution.size > 0
     decoded = config.generator_layers or config.num_layers  # layers of the model that predicts masked tokens
-    others = (heads.pooler, heads.next_sentence, heads.spans, heads.sequence_classes, heads.token_classes)
     checks = (
         (
             convolved and config.convolution.size % 2 == 0,
@@ -247,7 +253,7 @@ def _check_between(config: Model) -> list[tuple[str, str]]:
             "has a layer with experts: true, but positions.mask_decoder_passes is above 0: set one of them off",
         ),
         (
-            passes > 0 and config.generator_layers == 0 and (not config.language_head or any(others)),
+            passes > 0 and config.generator_layers == 0 and (not config.language_head or _heads(config)),
             "positions.mask_decoder_passes",
             f"is {passes}, but the mask decoder serves language_head alone, and no other head; set it to 0",
         ),
@@ -255,10 +261,28 @@ def _check_between(config: Model) -> list[tuple[str, str]]:
     return [(key, clash) for bad, key, clash in checks if bad]
 
 
+def _heads(config: Model) -> list[str]:
+    """The heads beside that of language, by key."""
+    parts = ("pooler", "next_sentence", "spans", "sequence_classes", "token_classes", "replaced")
+    return [f"heads.{part}" for part in parts if getattr(config.heads, part)]
+
+
 def _check_stacks(config: Model) -> list[tuple[str, str]]:
     """Whether a decoder stands beside an encoder, and an encoder beside the generator of what it finds."""
-    attention = config.attention
+    attention, heads = config.attention, _heads(config)
+    untrained = [key for key in heads if key != "heads.replaced"]
     checks = (
+        (
+            config.encoder_layers > 0 and bool(heads),
+            (heads or [""])[0],
+            "is set, but a model with encoder_layers above 0 has no head but language_head; leave it out",
+        ),
+        (
+            config.generator_layers > 0 and bool(untrained),
+            (untrained or [""])[0],
+            "is set, but of a model with generator_layers above 0 only heads.replaced and language_head are trained; "
+            "leave it out, and add it to the run that goes on from these weights",
+        ),
         (
             config.encoder_layers > 0 and not attention.causal,
             "attention.causal",

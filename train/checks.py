@@ -129,6 +129,16 @@ def _check_shapes(config: Config) -> list[tuple[str, str]]:
             "the other",
         ),
         (
+            longest is not None and decoded > longest >= length,
+            "model.positions.length",
+            f"is {longest}, but the rows of the decoder have {decoded} tokens; lengthen the one or shorten the other",
+        ),
+        (
+            config.model.convolution.size > 2 * length,
+            "model.convolution.size",
+            f"is {config.model.convolution.size}, wider than any row reaches of data.length {length}; shorten it",
+        ),
+        (
             ids is not None and ids > vocabulary,
             "model.vocab_size",
             f"is {vocabulary}, but tokenizer {tokenizer.name} has {ids} ids; the model needs as many",
@@ -233,6 +243,9 @@ def _check_schedule(config: Config, total: int | None) -> list[tuple[str, str]]:
             clash = f"is {json.dumps(duration)}, which does not fit{after} into train.steps"
             fix = "shorten the schedule or lengthen the run"
             return [(f"optim.schedule.{key}", f"{clash} {json.dumps(config.train.steps)}; {fix}")]
+    amount, unit = split_duration(schedule.get("hold") or 0)
+    if unit == "%" and amount > 100:
+        return [("optim.schedule.hold", f"is {json.dumps(schedule['hold'])}, longer than the run; at most 100%")]
     return []
 
 

@@ -12,6 +12,7 @@ import json
 import math
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from data.errors import ConfigError
 from data.schema import from_plain
 from data.tokenizer import Tokenizer
 from data.tokenizer_config import FileTokenizer
+from model import config as cfg
 from model.beam import BeamSearch, beam_search
 from model.generate import Sampling, generate
 from model.parameters import declarations
@@ -60,9 +62,19 @@ def load_run(run: Path, predicts: bool = False) -> Run:
         model, params = generator(model), params[GENERATOR]
     elif model.generator_layers:
         model, params = discriminator(model), merged(params)
-    setting = config.data.tokenizer
+    model, setting = with_room(model), config.data.tokenizer
     end_of_text, stop = (setting.end_of_text, setting.stop) if isinstance(setting, FileTokenizer) else (None, None)
     return Transformer(model), params, tokenizers.load(run / "tokenizer.json", end_of_text, stop=stop)
+
+
+def with_room(model: cfg.Model) -> cfg.Model:
+    """The model with a place for every token at every expert.
+
+    How many there are follows from how long a row is, and so from the texts that are asked for beside it.
+    """
+    if not isinstance(model.experts, cfg.CapacityExperts):
+        return model
+    return replace(model, experts=replace(model.experts, eval_capacity_factor=float(model.experts.num_experts)))
 
 
 def continue_texts(

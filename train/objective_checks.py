@@ -16,6 +16,8 @@ from data.objective_config import (
 from data.span_lengths import raw_length
 from train.config import Config
 
+BFLOAT16_STEP = 2**-8  # between 1/2 and 1
+
 
 def check_objective(config: Config) -> list[tuple[str, str]]:
     """Whether the model can learn what the objective asks, and reads what its batches hold."""
@@ -91,6 +93,12 @@ def _sift(config: Config) -> tuple[tuple[bool, str, str], ...]:
             "train.sift.coefficient",
             f"is {coefficient:g}, but SiFT changes embeddings that a norm has normalised, and model.embedding_norm is "
             "false; set that to true, or train.sift.coefficient to 0",
+        ),
+        (
+            coefficient > 0 and config.model.dtype == "bfloat16" and config.train.sift.step < BFLOAT16_STEP,
+            "model.dtype",
+            f"is bfloat16, in which embeddings of size 1 are {BFLOAT16_STEP:g} apart: it would round away the changes "
+            f"of train.sift.step={config.train.sift.step:g}. Set it to float32",
         ),
     )
 

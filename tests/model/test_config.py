@@ -7,6 +7,7 @@ import pytest
 from model.checks import check
 from model.config import (
     Attention,
+    CapacityExperts,
     FeedForward,
     Initialization,
     Layer,
@@ -42,6 +43,11 @@ REFUSED = {
     "pattern.1.window": ({"pattern": (Layer(), Layer(window=0))}, "must be at least 1"),
     "pattern.0.rotary_base": ({"pattern": (Layer(rotary_base=0.0),)}, "above 0"),
     "pattern.0.rotary_scaling.factor": ({"pattern": (Layer(rotary_scaling=LinearScaling(factor=0.0)),)}, "above 0"),
+    "experts.capacity_factor": (
+        {"pattern": (Layer(experts=True),), "experts": CapacityExperts(capacity_factor=1e308)},
+        "at most num_experts, 8: all tokens",
+    ),
+    "positions.max_distance": ({"positions": RelativePositions(max_distance=2**31)}, "at most 2147483647"),
     "init.embedding_std": ({"init": Initialization(embedding_std=-0.02)}, "at least 0"),
     "dropout": ({"dropout": -0.1}, "at least 0 and below 1"),
     "dtype": ({"dtype": "float16"}, "must be one of float32, bfloat16"),

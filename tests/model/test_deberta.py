@@ -329,10 +329,14 @@ WITH = {"convolution": cfg.Convolution(3)}
 PRE = {"norm": replace(FIRST.norm, placement="pre")}
 EXPERTS = {"experts": cfg.DroplessExperts(), "pattern": (cfg.Layer(experts=True),)}
 CAUSAL = {"attention": replace(FIRST.attention, causal=True)}
+PASSES = ("positions.mask_decoder_passes", "from 0 to 16")
 REFUSED = (
     (decoding(FIRST), PRE, "norm.placement", "must be post"),
     (decoding(FIRST), {"language_head": False}, "positions.mask_decoder_passes", "language_head alone"),
     (decoding(FIRST), {"heads": cfg.Heads(spans=True)}, "positions.mask_decoder_passes", "set it to 0"),
+    (decoding(FIRST), {"heads": cfg.Heads(replaced=True)}, "positions.mask_decoder_passes", "no other head"),
+    (decoding(FIRST), {"positions": replace(decoding(FIRST).positions, mask_decoder_passes=17)}, *PASSES),
+    (LATER, {"positions": replace(LATER.positions, buckets=10_000)}, "positions.buckets", "at most 4096"),
     (decoding(FIRST), {"pattern": 2 * FIRST.pattern}, "pattern", "must have one"),
     (decoding(FIRST), EXPERTS, "pattern", "experts"),
     (decoding(LATER), {"num_layers": 1}, "num_layers", "at least 2"),

@@ -117,6 +117,7 @@ def test_both_stacks_are_declared_apart():
         ({"token_types": 2}, "token_types"),
         ({"encoder_layers": -1}, "encoder_layers"),
         ({"positions": cfg.DisentangledPositions()}, "positions.name"),
+        ({"heads": cfg.Heads(pooler=True)}, "heads.pooler"),
     ],
 )
 def test_an_impossible_pair_is_refused(changes, key):

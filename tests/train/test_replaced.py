@@ -354,6 +354,10 @@ REFUSED = {
         {"model.experts": DroplessExperts(num_experts=2, top_k=1), "model.pattern": (Layer(experts=True),)},
         "model.experts.name is dropless, but data.objective replaced_token trains two models without",
     ),
+    "a head that nothing trains": (
+        {"model.heads": Heads(replaced=True, spans=True)},
+        "model.heads.spans is set, but .* only heads.replaced and language_head are trained",
+    ),
     "chunks": ({"train.loss_chunks": 3}, "train.loss_chunks is 3, which does not divide data.objective.max_pred"),
     "SiFT": ({"train.sift.coefficient": 1.0}, "train.sift.coefficient is 1, but SiFT .* not under replaced_token"),
 }

@@ -1,5 +1,6 @@
 """SiFT: its penalty and its step from their formulas, of masked tokens and of answers, however a batch is divided."""
 
+from dataclasses import replace
 from functools import partial
 
 import flax.linen as nn
@@ -239,3 +240,10 @@ def test_what_it_cannot_regularise_is_refused(tmp_path, changes, message):
     check(config)
     with pytest.raises(ConfigError, match=f"train.sift.coefficient is 1, but SiFT .*{message}"):
         check(replaced(config, changes))
+
+
+def test_a_change_that_bfloat16_would_round_away_is_refused(tmp_path):
+    config = tiny(tmp_path, {**SMALL_BERT, "model.dtype": "bfloat16", "train.sift": replace(SIFT, step=2**-8)})
+    check(config)
+    with pytest.raises(ConfigError, match="model.dtype is bfloat16, .* train.sift.step=0.0001. Set it to float32"):
+        check(replaced(config, {"train.sift.step": 1e-4}))

@@ -6,6 +6,7 @@ import pytest
 
 from data.objective_config import Seq2SeqObjective, SupervisedObjective
 from data.source_config import JsonlSource
+from model.config import LearnedPositions
 from tests import helpers
 from train import generate
 from train.checks import check
@@ -34,6 +35,13 @@ def test_sources_without_an_encoder_are_refused(tmp_path):
         generate.ConfigError, match="encoder_layers is 0, but data.objective seq2seq has sources for an"
     ):
         check(config(tmp_path, **{"data.objective": Seq2SeqObjective()}))
+
+
+def test_a_table_that_the_decoders_rows_do_not_fit_is_refused(tmp_path):
+    changes = {"data.objective": Seq2SeqObjective(target_length=40), "model.encoder_layers": 1}
+    check(config(tmp_path, **changes, **{"model.positions": LearnedPositions(length=40)}))
+    with pytest.raises(generate.ConfigError, match="model.positions.length is 39, but the rows of the decoder have 40"):
+        check(config(tmp_path, **changes, **{"model.positions": LearnedPositions(length=39)}))
 
 
 @pytest.mark.slow
