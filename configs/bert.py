@@ -84,8 +84,8 @@ def get_config(arg: str | None = None):
     return config
 
 
-def architecture(model: Model, layers: int, embed: int, heads: int, positions: int = 512):
-    """BERT's encoder at any size, with the heads of its pre-training."""
+def encoder(model: Model, layers: int, embed: int, heads: int):
+    """Layers that read both sides, with biases and norms behind each sublayer; their epsilon is not set."""
     model.num_layers = layers
     model.embed_dim = embed
     model.attention.num_heads = heads
@@ -99,8 +99,13 @@ def architecture(model: Model, layers: int, embed: int, heads: int, positions: i
     model.feed_forward.bias = True
     model.norm.name = "layernorm"
     model.norm.placement = "post"
-    model.norm.epsilon = 1e-12
     model.norm.bias = True
+
+
+def architecture(model: Model, layers: int, embed: int, heads: int, positions: int = 512):
+    """BERT's encoder at any size, with the heads of its pre-training."""
+    encoder(model, layers, embed, heads)
+    model.norm.epsilon = 1e-12
     model.positions = LearnedPositions(length=positions)
     model.token_types = 2
     model.embedding_norm = True

@@ -42,6 +42,7 @@ Of version 3 the discriminator is exported, which has neither decoder nor langua
 
 from typing import NamedTuple
 
+from configs.bert import encoder
 from data.objective_config import MaskedObjective, ReplacedTokenObjective
 from data.source_config import TextSource
 from data.tokenizer_config import FileTokenizer, WordPieceTokenizer
@@ -101,21 +102,8 @@ def get_config(arg: str | None = None):
 
 def architecture(model: Model, version: int, layers: int, embed: int, heads: int, length: int = 512):
     """DeBERTa's encoder at any size, for contexts of `length`, with what predicts masked tokens."""
-    model.num_layers = layers
-    model.embed_dim = embed
-    model.attention.num_heads = heads
-    model.attention.causal = False
-    model.attention.qkv_bias = True
-    model.attention.output_bias = True
-    model.attention.dropout = 0.1
-    model.feed_forward.hidden_dim = 4 * embed
-    model.feed_forward.activation = "gelu"
-    model.feed_forward.gated = False
-    model.feed_forward.bias = True
-    model.norm.name = "layernorm"
-    model.norm.placement = "post"
+    encoder(model, layers, embed, heads)
     model.norm.epsilon = 1e-7
-    model.norm.bias = True
     later = {"buckets": length // 2, "shared_projections": True, "norm": True} if version > 1 else {}
     model.positions = DisentangledPositions(span=length, mask_decoder_passes=2, absolute_length=length, **later)
     if version == 2:

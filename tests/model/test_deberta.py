@@ -15,6 +15,13 @@ from model.deberta import neighbours
 from model.parameters import path_name
 from model.transformer import Transformer
 from tests.model import formulas
+from tests.model.segments import (
+    A,
+    B,
+    check_another_segment_changes_not_a_bit,
+    check_packed_is_alone,
+    check_padding_changes_not_a_bit,
+)
 from tests.model.small import (
     LENGTH,
     close,
@@ -61,7 +68,6 @@ MODELS = {
 }
 models = pytest.mark.parametrize("config", MODELS.values(), ids=MODELS)
 decoders = pytest.mark.parametrize("config", (MODELS["1 decoding"], MODELS["2 decoding"]), ids=("1", "2"))
-A, B = tokens(5, 1, high=40), tokens(7, 2, low=40)  # no token of A is one of B
 PACKED = pack([A, B], [tokens(9, 3)])
 
 
@@ -187,29 +193,17 @@ def test_what_there_is_of_parameters():
 
 @decoders
 def test_packed_is_alone(config):
-    """B behind A, B at the front of a padded row, and B in a row of its own length are one."""
-    params = draw(config)
-    packed = logits(config)(params, pack([A, B], []))[0, len(A) :, :100]
-    close(packed, logits(config)(params, pack([B], []))[0, : len(B), :100], 1e-5)
-    close(packed, logits(config)(params, pack([B], length=len(B)))[0, :, :100], 1e-5)
+    check_packed_is_alone(config)
 
 
 @decoders
 def test_another_segment_changes_not_a_bit(config):
-    params, other = draw(config), tokens(5, 7)
-    packed, changed = (logits(config)(params, pack([first, B], [B, first])) for first in (A, other))
-    same(packed[0, len(A) :], changed[0, len(A) :])
-    same(packed[1, : len(B)], changed[1, : len(B)])
-    assert np.any(packed[0, : len(A)] != changed[0, : len(A)])
+    check_another_segment_changes_not_a_bit(config)
 
 
 @decoders
 def test_padding_changes_not_a_bit(config):
-    params, batch = draw(config), pack([A], [B])
-    changed = {**batch, "tokens": np.where(batch["segment_ids"] > 0, batch["tokens"], 77)}
-    found, after = (logits(config)(params, batch) for batch in (batch, changed))
-    same(after[0, : len(A)], found[0, : len(A)])
-    same(after[1, : len(B)], found[1, : len(B)])
+    check_padding_changes_not_a_bit(config)
 
 
 def test_a_segments_gradient_at_anothers_inputs_is_exactly_zero():

@@ -13,6 +13,13 @@ from model.parameters import path_name
 from model.transformer import Transformer, identity
 from tests.model import formulas
 from tests.model.jaxprs import equations
+from tests.model.segments import (
+    A,
+    B,
+    check_another_segment_changes_not_a_bit,
+    check_packed_is_alone,
+    check_padding_changes_not_a_bit,
+)
 from tests.model.small import (
     GEMMA,
     GPT2,
@@ -35,7 +42,6 @@ from tests.model.small import (
 )
 
 models = pytest.mark.parametrize("config", MODELS.values(), ids=MODELS)
-A, B = tokens(5, 1, high=40), tokens(7, 2, low=40)  # no token of A is one of B
 PACKED = pack([A, B], [tokens(9, 3)])
 UNTIED = replace(GPT2, tied_head=False, head_bias=True)
 TOLERANCE = 2e-5  # of the largest logit: float32 beside float64
@@ -88,29 +94,17 @@ def test_a_later_token_changes_nothing_before_it(config):
 
 @models
 def test_packed_is_alone(config):
-    """B behind A, B at the front of a padded row, and B in a row of its own length are one."""
-    params = draw(config)
-    packed = logits(config)(params, pack([A, B], []))[0, len(A) :, :100]
-    close(packed, logits(config)(params, pack([B], []))[0, : len(B), :100], 1e-5)
-    close(packed, logits(config)(params, pack([B], length=len(B)))[0, :, :100], 1e-5)
+    check_packed_is_alone(config)
 
 
 @models
 def test_another_segment_changes_not_a_bit(config):
-    params, other = draw(config), tokens(5, 7)
-    packed, changed = (logits(config)(params, pack([first, B], [B, first])) for first in (A, other))
-    same(packed[0, len(A) :], changed[0, len(A) :])
-    same(packed[1, : len(B)], changed[1, : len(B)])
-    assert np.any(packed[0, : len(A)] != changed[0, : len(A)])
+    check_another_segment_changes_not_a_bit(config)
 
 
 @models
 def test_padding_changes_not_a_bit(config):
-    params, batch = draw(config), pack([A], [B])
-    changed = {**batch, "tokens": np.where(batch["segment_ids"] > 0, batch["tokens"], 77)}
-    expected, actual = (logits(config)(params, batch) for batch in (batch, changed))
-    same(actual[0, : len(A)], expected[0, : len(A)])
-    same(actual[1, : len(B)], expected[1, : len(B)])
+    check_padding_changes_not_a_bit(config)
 
 
 @pytest.mark.parametrize(
