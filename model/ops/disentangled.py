@@ -27,9 +27,9 @@ def bucket_ends(buckets: int, span: int) -> tuple[int, ...]:
     numbers, so that no logarithm moves one. Needs an even number of buckets, of at least 4, and m < span - 1.
     """
     middle, farthest = buckets // 2, span - 1
-    powers = [distance ** (middle - 1) for distance in range(middle, farthest + 1)]
+    distances, power = range(middle, farthest + 1), lambda distance: distance ** (middle - 1)
     bounds = [farthest**step * middle ** (middle - 1 - step) for step in range(middle)]
-    return tuple(middle + bisect_right(powers, bound) - 1 for bound in bounds)
+    return tuple(middle + bisect_right(distances, bound, key=power) - 1 for bound in bounds)
 
 
 def log_buckets(distances: np.ndarray, buckets: int, span: int) -> np.ndarray:

@@ -6,6 +6,8 @@ found on the host in whole numbers, so that no device's logarithm moves one.
 
 from __future__ import annotations
 
+from bisect import bisect_left
+
 import jax.numpy as jnp
 import numpy as np
 
@@ -19,17 +21,8 @@ def borders(side: int, max_distance: int) -> np.ndarray:
     near = side // 2
     far = side - near
     bounds = [max_distance**step * near ** (far - step) for step in range(far)]
-    distances = range(max_distance + 1)
-    return np.array([*range(near), *(_least(distances, bound, far) for bound in bounds)], np.int32)
-
-
-def _least(distances: range, bound: int, power: int) -> int:
-    """The first of ascending `distances` whose `power` is not below `bound`, by bisection."""
-    low, high = distances[0], distances[-1]
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if middle**power >= bound else (middle + 1, high)
-    return low
+    least = [bisect_left(range(max_distance + 1), bound, key=lambda distance: distance**far) for bound in bounds]
+    return np.array([*range(near), *least], np.int32)
 
 
 def buckets(distance, bidirectional: bool, buckets: int, max_distance: int):
