@@ -55,6 +55,7 @@ class Family:
     aliases: Mapping[str, str] | None = None  # a name that files may hold as well: the tensor it equals
     renamed: tuple[tuple[str, str], ...] = ()  # (regular expression, replacement): names of older files
     stacked: Mapping[str, Tensor] | None = None  # by a parameter's path: in files that stack experts in one tensor
+    logit_bias: str = ""  # the tensor [1, vocabulary] that is added to the logits
     exported: Callable[[Model, str], str] = lambda model, name: name  # what a model's own files call a tensor
     heads: Callable[[Config, Collection[str]], dict] = lambda config, names: {}  # {path: value} from tensors' names
 

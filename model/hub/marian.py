@@ -119,6 +119,7 @@ MARIAN = Family(
     prefix="model.",
     architecture=lambda model: "MarianMTModel",
     outside=("lm_head.", LOGIT_BIAS),
+    logit_bias=LOGIT_BIAS,
     ignored=r"embed_positions\.weight$",
     aliases=dict.fromkeys(
         ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"), "shared.weight"

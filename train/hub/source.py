@@ -9,6 +9,7 @@ from typing import Any
 
 from data.errors import ConfigError, DataError
 from train.hub import gguf, gguf_llama, safetensors, tokenizer_files
+from train.hub.bad_words import suppressed
 from train.hub.tensors import Tensor
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -56,10 +57,10 @@ def open_directory(path: Path) -> Source:
     tokenizer, settings = tokenizer_files.read(path)
     end = tokenizer_files.end_of_text(tokenizer, settings, config, path / "tokenizer.json")
     stop = tokenizer_files.stop(tokenizer, settings, config, path / "tokenizer.json")
-    notes = (
-        ("it has no tokenizer.json, no vocab.txt and no tokenizer.model of SentencePiece",) if tokenizer is None else ()
-    )
-    return Source(path, config, safetensors.read_directory(path), tokenizer, end, stop, notes)
+    generation = tokenizer_files.read_object(path / "generation_config.json") or {}
+    tensors, notes = suppressed(config, generation, safetensors.read_directory(path))
+    notes = notes if tokenizer is not None else (*notes, tokenizer_files.absence(path))
+    return Source(path, config, tensors, tokenizer, end, stop, notes)
 
 
 def pickled(path: Path) -> DataError:

@@ -24,6 +24,8 @@ SPECIAL = {
 }
 SPIECE, SENTINELS = "spiece.model", 100  # T5's file, and how many sentinels its tokenizer has that it has not
 MOST_SENTINELS = 10_000
+PIECES = ("tokenizer.model", SPIECE)
+MARIAN = ("source.spm", "target.spm")
 IDS = ("bos_token", "eos_token", "pad_token")  # those whose ids a config.json names
 BERT_RULES = {  # how tokenizer_config.json says what a BertNormalizer does
     "do_lower_case": "lowercase",
@@ -44,7 +46,7 @@ def read(directory: Path) -> tuple[dict | None, dict]:
     if content is None and (directory / "vocab.txt").exists():
         content = wordpiece.content(wordpiece.read_vocabulary(directory / "vocab.txt"), lowercase=True)
         content["post_processor"] = pair_template(content)
-    for name in ("tokenizer.model", SPIECE):
+    for name in PIECES:
         if content is None and (directory / name).exists():
             content = from_sentencepiece(directory / name, settings)
     if content is None:
@@ -57,6 +59,18 @@ def read(directory: Path) -> tuple[dict | None, dict]:
     content = {**content, "truncation": None, "padding": None}
     vocabulary_of(content, directory / "tokenizer_config.json")
     return content, settings
+
+
+def absence(directory: Path) -> str:
+    """What to say of a directory without a tokenizer that is read."""
+    names = [name for name in MARIAN if (directory / name).exists()]
+    if not names:
+        return f"it has no tokenizer.json, no vocab.txt and no SentencePiece model called {', '.join(PIECES)}"
+    return (
+        f"its {' and '.join(names)} are not read: Marian's tokenizer cuts texts of either language by a model of its "
+        "own and takes ids from vocab.json; to read and to write text, put a tokenizer.json of both languages beside "
+        "them, whose ids are those of vocab.json, and import once more"
+    )
 
 
 def from_sentencepiece(path: Path, settings: Mapping[str, Any]) -> dict | None:
