@@ -1,13 +1,16 @@
 """Parts of DeBERTa as transformers has them: buckets of distances, and the last layer as a decoder of masked tokens."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import tokenizers
 
 from model.ops.disentangled import log_buckets
 from tests.references import ours
 from tests.references.families import CASES, build, rows
+from train.hub import tokenizer_files
 
 WHY = "PyTorch or transformers is not installed: `make test-references` installs them beside, and runs this"
 torch = pytest.importorskip("torch", reason=WHY)
@@ -44,6 +47,36 @@ def test_the_mask_decoder_is_the_references_last_layer_again(passes, tmp_path):
     error = np.abs(found["logits"] - expected)[real] / np.maximum(1e-5, 1e-4 * np.abs(expected[real]))
     assert np.max(error) <= 1
     assert np.abs(expected[real] - reference(**theirs.inputs(case, batch)).logits.detach().numpy()[real]).max() > 0.5
+
+
+TEXTS = (
+    "DeBERTa reads a text, and another one.",
+    "  leading, and  double   spaces\tand\nlines\r\n\nof it  ",
+    "",
+    " ",
+    "naïve café 我是一个员 ελληνικά 🙂 x" * 3,
+    "e\u0301te\u0301, (unheard) of: [CLS is no token; 3.14e-5!",
+    "a [MASK] of it and [SEP] a [MASK]",
+)
+
+
+@pytest.mark.parametrize("lowercase", [False, True])
+def test_an_spm_model_gives_the_ids_of_the_reference(lowercase, tmp_path):
+    sentencepiece = pytest.importorskip("sentencepiece")
+    sentencepiece.SentencePieceTrainer.train(
+        **{"sentence_iterator": iter([*TEXTS[:2], *TEXTS[4:6]] * 5), "model_prefix": str(tmp_path / "spm")},
+        **{"vocab_size": 120, "hard_vocab_limit": False, "character_coverage": 0.98, "minloglevel": 2},
+        **{"pad_id": 0, "bos_id": 1, "eos_id": 2, "unk_id": 3},
+        **{"pad_piece": "[PAD]", "bos_piece": "[CLS]", "eos_piece": "[SEP]", "unk_piece": "[UNK]"},
+    )
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": lowercase, "vocab_type": "spm"}))
+    expected = transformers.DebertaV2Tokenizer.from_pretrained(tmp_path)
+    found = tokenizers.Tokenizer.from_str(json.dumps(tokenizer_files.read(tmp_path)[0]))
+    assert found.get_vocab() == expected.get_vocab() and expected.mask_token_id == len(expected) - 1
+    for text in TEXTS:
+        assert found.encode(text).ids == expected(text)["input_ids"], text
+        pair, other = found.encode(text, TEXTS[0]), expected(text, TEXTS[0])
+        assert (pair.ids, pair.type_ids) == (other["input_ids"], other["token_type_ids"])
 
 
 def decoded(reference, batch: dict, table: np.ndarray, passes: int, inputs: dict):

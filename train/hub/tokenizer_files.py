@@ -24,7 +24,9 @@ SPECIAL = {
 }
 SPIECE, SENTINELS = "spiece.model", 100  # T5's file, and how many sentinels its tokenizer has that it has not
 MOST_SENTINELS = 10_000
-PIECES = ("tokenizer.model", SPIECE)
+SPM = "spm.model"  # that of DeBERTa's second and third versions
+PIECES = ("tokenizer.model", SPIECE, SPM)
+AROUND = ("[PAD]", "[CLS]", "[SEP]", "[UNK]")  # pieces of an spm.model; [MASK] stands behind all of them
 MARIAN = ("source.spm", "target.spm")
 IDS = ("bos_token", "eos_token", "pad_token")  # those whose ids a config.json names
 BERT_RULES = {  # how tokenizer_config.json says what a BertNormalizer does
@@ -38,8 +40,8 @@ def read(directory: Path) -> tuple[dict | None, dict]:
     """(content of a tokenizer.json or None, content of tokenizer_config.json) of a model's directory.
 
     A vocab.txt becomes BERT's WordPiece; text is lower-cased unless the tokenizer_config.json says otherwise, and
-    what that says stands above a tokenizer.json of BERT's rules. A tokenizer.model is SentencePiece's, and so is T5's
-    spiece.model. Padding and truncation are turned off.
+    what that says stands above a tokenizer.json of BERT's rules. A tokenizer.model is SentencePiece's, and so are T5's
+    spiece.model and DeBERTa's spm.model. Padding and truncation are turned off.
     """
     settings = read_object(directory / "tokenizer_config.json") or {}
     content = read_object(directory / "tokenizer.json")
@@ -76,7 +78,8 @@ def absence(directory: Path) -> str:
 def from_sentencepiece(path: Path, settings: Mapping[str, Any]) -> dict | None:
     """Llama's, Mistral's, Gemma's and T5's: the model, tokens added to it, and the beginning of text put before each.
 
-    The sentinels of a spiece.model stand behind its pieces, the last one first; mT5's has them among those.
+    The sentinels of a spiece.model stand behind its pieces, the last one first; mT5's has them among those. Behind
+    those of DeBERTa's spm.model stands [MASK], and its texts and pairs have [CLS] and [SEP] around them.
     None for a file of ranks that bears the same name: it tells no special tokens.
     """
     with storage_errors(path, "read"):
@@ -88,6 +91,8 @@ def from_sentencepiece(path: Path, settings: Mapping[str, Any]) -> dict | None:
         added = {entry["content"]: int(index) for index, entry in (settings.get("added_tokens_decoder") or {}).items()}
         if path.name == SPIECE and not added:
             added = sentinels(vocabulary_of(content, path), settings.get("extra_ids", SENTINELS), path)
+        if path.name == SPM:
+            added = deberta_tokens(vocabulary_of(content, path), settings, path) | added
         content = special_tokens.extended(content, sorted(added, key=added.get))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(f"The added_tokens_decoder in tokenizer_config.json beside {path} is none: {error}.") from error
@@ -98,6 +103,11 @@ def from_sentencepiece(path: Path, settings: Mapping[str, Any]) -> dict | None:
             f"{path} has {moved[0]} as {vocabulary[moved[0]]}, but its tokenizer_config.json as {added[moved[0]]}. Get "
             "both from one source, or a tokenizer.json."
         )
+    if path.name == SPM:
+        if settings.get("do_lower_case"):
+            rules = [{"type": "Lowercase"}, content["normalizer"]]
+            content["normalizer"] = {"type": "Sequence", "normalizers": rules}
+        return {**content, "post_processor": pair_template(content)}
     begins = settings.get("bos_token") or "<s>"
     begins = begins["content"] if isinstance(begins, dict) else begins
     if begins in vocabulary and settings.get("add_bos_token") is not False:
@@ -112,6 +122,23 @@ def sentinels(vocabulary: Mapping[str, int], count: Any, path: Path) -> dict[str
         raise DataError(f"The extra_ids in tokenizer_config.json beside {path} is {count!r}, {wanted}.")
     last = max(vocabulary.values()) + count
     return {f"<extra_id_{index}>": last - index for index in range(count)}
+
+
+def deberta_tokens(vocabulary: Mapping[str, int], settings: Mapping[str, Any], path: Path) -> dict[str, int]:
+    """`{token: id}` of the special tokens of an spm.model; DataError where it is none of DeBERTa's."""
+    lacking = [token for token in AROUND if token not in vocabulary]
+    if lacking:
+        raise DataError(f"{path} has no piece {lacking[0]}, as DeBERTa's have. Put a tokenizer.json beside it.")
+    for key, known in (("do_lower_case", (False, True)), ("split_by_punct", (False,))):
+        if (settings.get(key) or False) not in known:
+            wanted = " or ".join(map(json.dumps, known))
+            raise DataError(
+                f"The {key} in tokenizer_config.json beside {path} is {settings[key]!r}; only {wanted} is implemented. "
+                "Put a tokenizer.json beside it."
+            )
+    return {token: vocabulary[token] for token in AROUND} | {
+        "[MASK]": vocabulary.get("[MASK]", max(vocabulary.values()) + 1)
+    }
 
 
 def read_object(path: Path) -> dict | None:

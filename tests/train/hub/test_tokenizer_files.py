@@ -174,6 +174,74 @@ def test_sentinels_that_cannot_be_are_refused(t5, count, tmp_path):
         tokenizer_files.read(tmp_path)
 
 
+@pytest.fixture(scope="module")
+def deberta() -> bytes:
+    """A SentencePiece model as DeBERTa's second and third versions have it."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        **{"sentence_iterator": iter(["the quick brown fox", "The Fox"] * 9), "model_writer": model, "vocab_size": 60},
+        **{"model_type": "unigram", "minloglevel": 2, "hard_vocab_limit": False},
+        **{"pad_id": 0, "bos_id": 1, "eos_id": 2, "unk_id": 3},
+        **{"pad_piece": "[PAD]", "bos_piece": "[CLS]", "eos_piece": "[SEP]", "unk_piece": "[UNK]"},
+    )
+    return model.getvalue()
+
+
+@pytest.mark.parametrize("said", [{}, {"do_lower_case": True}, {"bos_token": "[CLS]", "do_lower_case": False}], ids=str)
+def test_the_mask_of_deberta_stands_behind_its_pieces(deberta, said, tmp_path):
+    (tmp_path / "spm.model").write_bytes(deberta)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(said))
+    theirs = sentencepiece.SentencePieceProcessor(model_proto=deberta)
+    found, told = tokenizer_files.read(tmp_path)
+    whole = tokenizers.Tokenizer.from_str(json.dumps(found))
+    assert whole.token_to_id("[MASK]") == theirs.vocab_size() == whole.get_vocab_size() - 1
+    for text in ("the fox", "  The  Ｆｏｘ\n quick中 ", ""):
+        ids = theirs.encode(text.lower() if said.get("do_lower_case") else text)
+        assert whole.encode(text).ids == [1, *ids, 2]
+        pair = whole.encode(text, "the")
+        assert pair.ids == [1, *ids, 2, *theirs.encode("the"), 2]
+        assert pair.type_ids == [0] * (len(ids) + 2) + [1] * (len(pair.ids) - len(ids) - 2)
+    assert whole.encode("the [MASK]").ids == [1, *theirs.encode("the"), theirs.vocab_size(), 2]
+    assert end_of_text(found, told, {}, tmp_path) is None and tokenizer_files.stop(found, told, {}, tmp_path) is None
+
+
+def test_the_mask_of_deberta_is_where_its_settings_say(deberta, tmp_path):
+    (tmp_path / "spm.model").write_bytes(deberta)
+    size = sentencepiece.SentencePieceProcessor(model_proto=deberta).vocab_size()
+    for index in (size, size + 5):
+        settings = {"added_tokens_decoder": {"0": {"content": "[PAD]"}, str(index): {"content": "[MASK]"}}}
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+        if index > size:
+            with pytest.raises(DataError, match=r"has \[MASK\] as \d+, but its tokenizer_config.json as"):
+                tokenizer_files.read(tmp_path)
+        else:
+            whole = tokenizers.Tokenizer.from_str(json.dumps(tokenizer_files.read(tmp_path)[0]))
+            assert whole.token_to_id("[MASK]") == size
+
+
+@pytest.mark.parametrize("said", [{"split_by_punct": True}, {"do_lower_case": "never"}, {"split_by_punct": 3}], ids=str)
+def test_what_a_tokenizer_of_deberta_does_otherwise_is_refused(deberta, said, tmp_path):
+    (tmp_path / "spm.model").write_bytes(deberta)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(said))
+    with pytest.raises(DataError, match=f"The {next(iter(said))} in tokenizer_config.json beside .* only false"):
+        tokenizer_files.read(tmp_path)
+
+
+def test_an_spm_model_of_another_family_is_refused(t5, tmp_path):
+    (tmp_path / "spm.model").write_bytes(t5)
+    with pytest.raises(DataError, match=r"spm.model has no piece \[PAD\], as DeBERTa's have"):
+        tokenizer_files.read(tmp_path)
+
+
+def test_what_to_do_without_a_tokenizer_is_said(tmp_path):
+    assert "no SentencePiece model called tokenizer.model, spiece.model, spm.model" in tokenizer_files.absence(tmp_path)
+    for name in ("source.spm", "target.spm", "vocab.json"):
+        (tmp_path / name).write_bytes(b"")
+    assert tokenizer_files.read(tmp_path) == (None, {})
+    said = tokenizer_files.absence(tmp_path)
+    assert "source.spm and target.spm are not read" in said and "whose ids are those of vocab.json" in said
+
+
 def test_ranks_of_the_same_name_are_not_guessed_at(tmp_path):
     (tmp_path / "tokenizer.model").write_bytes(b"IQ== 0\nIg== 1\n")
     assert tokenizer_files.read(tmp_path) == (None, {})
