@@ -40,6 +40,7 @@ from train.rundir import read_json
 
 NEW_TOKENS = 64  # written at most, where --max_new_tokens does not say
 MORE_TOKENS = 50  # than a source has, beside an encoder
+MOST_TOKENS = 2**20  # for which a cache has room from the start
 MOST_BEAMS = 1024  # each of which is a row of the cache
 
 
@@ -183,10 +184,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     known = parser.parse_args(arguments)
     check_usage(known)
+    tokens = known.max_new_tokens
     for name, good, wanted in (
         ("prompt", all(map(_is_unicode, known.prompt)), "text in the encoding of this system"),
         ("fill", all(map(_is_unicode, known.fill)), "text in the encoding of this system"),
-        ("max_new_tokens", known.max_new_tokens is None or known.max_new_tokens >= 1, "at least 1"),
+        ("max_new_tokens", tokens is None or 1 <= tokens <= MOST_TOKENS, f"from 1 to {MOST_TOKENS}"),
         ("temperature", known.temperature is None or 0 <= known.temperature < math.inf, "at least 0 and finite"),
         ("top_k", known.top_k is None or known.top_k >= 1, "at least 1"),
         ("top_p", known.top_p is None or 0 < known.top_p <= 1, "above 0 and at most 1"),

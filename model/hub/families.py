@@ -11,7 +11,7 @@ from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 from model.checks import check
-from model.config import DroplessExperts, Initialization, Layer, Model, RotaryPositions
+from model.config import CapacityExperts, DroplessExperts, Initialization, Layer, Model, RotaryPositions
 from model.hub.bert import BERT
 from model.hub.deberta import DEBERTA, DEBERTA2
 from model.hub.family import Config, Family, HubError, layers, set_path, shortest
@@ -126,6 +126,11 @@ def to_config(model: Model, family: Family, length: int, paths: Iterable[str] = 
 
 def expressing(model: Model, length: int, paths: Collection[str] = ()) -> tuple[Family, dict]:
     """The first family that expresses the Model, and its config.json; HubError with what the nearest one lacks."""
+    if isinstance(model.experts, CapacityExperts):
+        raise HubError(
+            f"model.experts.name is {model.experts.name}: experts of limited capacity, as GShard's and Switch's, are in "
+            f"no family of {', '.join(FAMILIES)}"
+        )
     refusals = []
     for family in FAMILIES.values():
         try:

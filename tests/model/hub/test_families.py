@@ -172,6 +172,12 @@ def test_what_a_family_cannot_express_is_named(name, change, field):
         to_config(model, family_of(CONFIGS[name]), 64, paths(model))
 
 
+def test_experts_of_limited_capacity_are_told_to_be_in_no_family():
+    model = replace(model_of("t5"), experts=CapacityExperts(), pattern=(Layer(experts=True),))
+    with pytest.raises(HubError, match="model.experts.name is capacity: .* in no family"):
+        expressing(model, 64, paths(model))
+
+
 def test_two_classifiers_have_one_name_in_bert():
     model = model_of("bert_sequence")
     both = replace(model, heads=replace(model.heads, token_classes=4))
