@@ -128,7 +128,7 @@ def expressing(model: Model, length: int, paths: Collection[str] = ()) -> tuple[
     """The first family that expresses the Model, and its config.json; HubError with what the nearest one lacks."""
     if isinstance(model.experts, CapacityExperts):
         raise HubError(
-            f"model.experts.name is {model.experts.name}: experts of limited capacity, as GShard's and Switch's, are in "
+            f"model.experts.name is {model.experts.name}: experts of limited capacity, GShard's and Switch's, are in "
             f"no family of {', '.join(FAMILIES)}"
         )
     refusals = []
