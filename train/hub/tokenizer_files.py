@@ -65,11 +65,10 @@ def read(directory: Path) -> tuple[dict | None, dict]:
 
 def absence(directory: Path) -> str:
     """What to say of a directory without a tokenizer that is read."""
-    names = [name for name in MARIAN if (directory / name).exists()]
-    if not names:
+    if not any((directory / name).exists() for name in MARIAN):
         return f"it has no tokenizer.json, no vocab.txt and no SentencePiece model called {', '.join(PIECES)}"
     return (
-        f"its {' and '.join(names)} are not read: Marian's tokenizer cuts texts of either language by a model of its "
+        f"its {' and '.join(MARIAN)} are not read: Marian's tokenizer cuts texts of either language by a model of its "
         "own and takes ids from vocab.json; to read and to write text, put a tokenizer.json of both languages beside "
         "them, whose ids are those of vocab.json, and import once more"
     )
