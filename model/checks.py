@@ -23,6 +23,8 @@ from model.config import (
     SinusoidalPositions,
 )
 
+MOST_PASSES = 16  # of the mask decoder, each of which is traced by itself
+MOST_BUCKETS = 4096
 POSITION_COUNTS = ("length", "buckets", "max_distance", "span", "absolute_length")
 
 
@@ -57,6 +59,11 @@ def check(config: Model) -> list[tuple[str, str]]:
     return problems or [problem for found in together for problem in found(config)]
 
 
+def _of_positions(config: Model, *keys: str) -> dict[str, int | None]:
+    """What `config.positions` has under `keys`, by key; None where its kind has it not."""
+    return {f"positions.{key}": getattr(config.positions, key, None) for key in keys}
+
+
 def _counts(config: Model) -> dict[str, int | None]:
     """What must be at least 1, by key; None where it does not apply."""
     attention = config.attention
@@ -68,7 +75,7 @@ def _counts(config: Model) -> dict[str, int | None]:
         "attention.num_kv_heads": attention.num_kv_heads,
         "attention.head_dim": attention.head_dim,
         "feed_forward.hidden_dim": config.feed_forward.hidden_dim,
-        **{f"positions.{key}": getattr(config.positions, key, None) for key in POSITION_COUNTS},
+        **_of_positions(config, *POSITION_COUNTS),
         "unroll": config.unroll,
         **{f"pattern.{index}.window": layer.window for index, layer in enumerate(config.pattern)},
     }
@@ -80,7 +87,7 @@ def _sizes(config: Model) -> dict[str, int | None]:
         "encoder_layers": config.encoder_layers,
         "generator_layers": config.generator_layers,
         "convolution.size": config.convolution.size,
-        "positions.offset": getattr(config.positions, "offset", None),
+        **_of_positions(config, "offset"),
         "token_types": config.token_types,
         "heads.sequence_classes": config.heads.sequence_classes,
         "heads.token_classes": config.heads.token_classes,
@@ -113,12 +120,11 @@ def _check_ranges(config: Model) -> list[tuple[str, str]]:
         "attention.dropout": config.attention.dropout,
         "feed_forward.dropout": config.feed_forward.dropout,
     }
-    passes = {"positions.mask_decoder_passes": getattr(config.positions, "mask_decoder_passes", None)}
-    buckets = {"positions.buckets": getattr(config.positions, "buckets", None)}
-    distances = {f"positions.{key}": getattr(config.positions, key, None) for key in ("max_distance", "span")}
+    passes, buckets = _of_positions(config, "mask_decoder_passes"), _of_positions(config, "buckets")
+    distances = _of_positions(config, "max_distance", "span")
     ranges = (
-        (passes, lambda value: 0 <= value <= 16, "from 0 to 16"),
-        (buckets, lambda value: value <= 4096, "at most 4096"),
+        (passes, lambda value: 0 <= value <= MOST_PASSES, f"from 0 to {MOST_PASSES}"),
+        (buckets, lambda value: value <= MOST_BUCKETS, f"at most {MOST_BUCKETS}"),
         (distances, lambda value: value < 2**31, f"at most {2**31 - 1}"),
         (_sizes(config), lambda value: value >= 0, "at least 0"),
         (_counts(config), lambda value: value >= 1, "at least 1"),
@@ -139,15 +145,15 @@ def _check_experts(config: Model) -> list[tuple[str, str]]:
     experts, wanted = config.experts, any(layer.experts for layer in config.pattern)
     if isinstance(experts, NoExperts):
         return [("experts.name", "is none, but a layer of model.pattern has experts: true")] if wanted else []
-    kept, most_room = lambda value: value >= 0, experts.num_experts
-    share, shared = lambda value: 0 < value <= most_room, f"above 0 and at most num_experts, {most_room}: all tokens"
+    kept, all_room = lambda value: value >= 0, experts.num_experts  # with which an expert has room for all tokens
+    factor = (lambda value: 0 < value <= all_room, f"above 0 and at most num_experts, {all_room}: all tokens")
     most = min(2, experts.num_experts) if isinstance(experts, CapacityExperts) else experts.num_experts
     ranges = {
         "num_experts": (lambda value: value >= 2, "at least 2"),
         "top_k": (lambda value: 1 <= value <= most, f"from 1 to {most}"),
         "groups": (lambda value: value >= 1, "at least 1"),
-        "capacity_factor": (share, shared),
-        "eval_capacity_factor": (share, shared),
+        "capacity_factor": factor,
+        "eval_capacity_factor": factor,
         "min_capacity": (lambda value: value >= 1, "at least 1"),
         "balance_coefficient": (kept, "at least 0"),
         "z_coefficient": (kept, "at least 0"),
@@ -274,12 +280,12 @@ def _check_stacks(config: Model) -> list[tuple[str, str]]:
     checks = (
         (
             config.encoder_layers > 0 and bool(heads),
-            (heads or [""])[0],
+            next(iter(heads), ""),
             "is set, but a model with encoder_layers above 0 has no head but language_head; leave it out",
         ),
         (
             config.generator_layers > 0 and bool(untrained),
-            (untrained or [""])[0],
+            next(iter(untrained), ""),
             "is set, but of a model with generator_layers above 0 only heads.replaced and language_head are trained; "
             "leave it out, and add it to the run that goes on from these weights",
         ),

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import Any
 
+from model.checks import MOST_PASSES
 from model.config import Attention, DisentangledPositions, FeedForward, Heads, Initialization, Model, Norm
 from model.hub import bert
 from model.hub.family import (
     ACTIVATIONS,
-    MOST_LAYERS,
     Config,
     Family,
     Field,
@@ -125,8 +125,8 @@ def head_size(config: Config) -> None:
 def passes(config: Config) -> int:
     """How often the last layer is the decoder's; its table is then needed as every tensor is."""
     found = config.get("mask_decoder_passes", 0)
-    if not isinstance(found, int) or isinstance(found, bool) or not 0 <= found <= MOST_LAYERS:
-        wanted = f"must be a whole number from 0 to {MOST_LAYERS}"
+    if not isinstance(found, int) or isinstance(found, bool) or not 0 <= found <= MOST_PASSES:
+        wanted = f"must be a whole number from 0 to {MOST_PASSES}"
         raise HubError(f"config.json has mask_decoder_passes {found!r}, {wanted}")
     return found
 

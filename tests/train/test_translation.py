@@ -1,6 +1,6 @@
 """Each encoder-decoder learns a toy language in about a minute, by the commands that a person calls.
 
-Training takes half a minute on two cores, what it compiles included; with experts a minute.
+Training takes half a minute to a minute on two cores, what it compiles included.
 """
 
 import json
